@@ -1,0 +1,246 @@
+"""The frozen dataclasses of a run: checked once, never changed, written to ``config.json``.
+
+A field's docstring is the help text of its option, which has the field's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distbelief.errors import ConfigError
+
+
+def _require(condition: bool, field_name: str, problem: str) -> None:
+    if not condition:
+        raise ConfigError(field_name, problem)
+
+
+def _require_positive(config: object, *fields: str) -> None:
+    for name in fields:
+        value = getattr(config, name)
+        if value is not None:
+            good = math.isfinite(value) and value > 0
+            _require(good, name, f"must be greater than 0, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    model: str = "googlenet"
+    """A name of the registry, or any factory by import path: package.module:function."""
+    width: float = 1.0
+    """Scales every channel count of googlenet to max(4, int(c * width))."""
+    lrn: bool = True
+    """Local response normalisation, as in the paper."""
+    heads: bool = True
+    """The two auxiliary classifiers, as in the paper."""
+    init: Literal["caffe", "he"] = "caffe"
+    """Initial values: Caffe's Xavier with biases of 0.2, or He's for rectifiers with biases of 0."""
+    aux_weight: float = 0.3
+    """Weight of each auxiliary loss."""
+    channels_last: bool = True
+    """Keep images and convolution weights channels-last in memory."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width")
+        _require(0 <= self.aux_weight, "aux_weight", f"must be 0 or more, not {self.aux_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images."""
+
+    data: str | None = None
+    """Folder with train/CLASS/*.jpg and val/CLASS/*.jpg; without it drawn shapes are used."""
+    image_size: int = 224
+    """Side of the square that the network sees, in pixels."""
+    classes: int | None = None
+    """Outputs of the network; by default as many as train/ has classes."""
+    normalize: Literal["caffe", "unit"] = "caffe"
+    """Pixels as 0-255 less the mean (caffe), or of mean 0 and deviation 1 (unit)."""
+    loaders: int = 1
+    """Processes of each replica that decode and augment images, ahead of the compute."""
+    drawn_train: int = 4096
+    """Training images, where they are drawn."""
+    drawn_val: int = 1024
+    """Validation images, where they are drawn."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "classes", "loaders", "drawn_train", "drawn_val")
+        _require(self.image_size >= 16, "image_size", f"must be at least 16, not {self.image_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule that the shards apply."""
+
+    rule: Literal["momentum", "nesterov", "adagrad"] = "momentum"
+    """Update rule of the shards."""
+    momentum: float = 0.9
+    """Momentum, kept on the shard."""
+    weight_decay: float = 2e-4
+    """L2 decay of weights; biases and normalisation parameters have none."""
+    bias_rate: float = 2.0
+    """Learning-rate multiplier of biases."""
+    kernel: Literal["fused", "unfused"] = "fused"
+    """Update kernels: unfused ones equal torch.optim.SGD bit for bit."""
+    max_norm: float | None = None
+    """Refuse a gradient whose norm over one shard is above this."""
+    max_staleness: int | None = None
+    """Refuse a gradient that is staler than so many updates."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.momentum < 1, "momentum", f"must be in [0, 1), not {self.momentum}")
+        _require(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            "weight_decay",
+            f"must be 0 or more, not {self.weight_decay}",
+        )
+        _require_positive(self, "bias_rate", "max_norm")
+        staleness_ok = self.max_staleness is None or self.max_staleness >= 0
+        _require(staleness_ok, "max_staleness", f"must be 0 or more, not {self.max_staleness}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate, a function of an item's position in the run."""
+
+    lr: float = 0.01
+    """Learning rate at the start, after warm-up."""
+    schedule: Literal["fixed", "step", "polynomial"] = "fixed"
+    """How the rate falls."""
+    step_epochs: float = 8.0
+    """step: epochs between two falls."""
+    step_factor: float = 0.96
+    """step: what each fall multiplies the rate by."""
+    power: float = 0.5
+    """polynomial: rate = lr * (1 - progress) ** power."""
+    warmup_examples: int = 0
+    """Examples over which the rate rises linearly to lr."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "lr", "step_epochs", "step_factor", "power")
+        _require(
+            self.warmup_examples >= 0,
+            "warmup_examples",
+            f"must be 0 or more, not {self.warmup_examples}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingConfig:
+    """Polyak averaging on the shards; the averaged weights are the product."""
+
+    average: Literal["exponential", "uniform", "none"] = "exponential"
+    """Kind of average: exponential, uniform over the run's tail, or none (the newest weights)."""
+    average_decay: float = 0.998
+    """exponential: decay for each push."""
+    average_tail: float = 0.5
+    """uniform: the last part of the run that is averaged."""
+    average_every: int = 4
+    """Pushes between two updates of the average."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.average_decay < 1,
+            "average_decay",
+            f"must be in [0, 1), not {self.average_decay}",
+        )
+        _require(
+            0 < self.average_tail <= 1,
+            "average_tail",
+            f"must be in (0, 1], not {self.average_tail}",
+        )
+        _require_positive(self, "average_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaConfig:
+    """What one replica does between two pushes."""
+
+    batch_size: int = 32
+    """Examples of one step of one replica."""
+    n_push: int = 1
+    """Steps whose gradients are summed into one push."""
+    n_fetch: int = 1
+    """Steps between two fetches of the parameters."""
+    overlap: bool = True
+    """Exchange with the shards behind the compute of the next step."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Arithmetic of the network; auto is bf16 where the device has it."""
+    device: str = "auto"
+    """Device of the replicas: cpu, cuda, or auto."""
+    threads: int | None = None
+    """Threads of one replica; by default a fair part of its host's cores."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size", "n_push", "n_fetch", "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How many processes, and where."""
+
+    replicas: int = 2
+    """Copies of the model that compute gradients."""
+    shards: int = 1
+    """Parameter servers, each with an equal range of the parameters."""
+    address: str | None = None
+    """auto joins the cluster of this host, local starts one, inprocess uses no Ray, HOST:PORT joins
+    that one; by default auto where a cluster runs and local elsewhere."""
+    lease_s: float = 20.0
+    """Seconds of work that each replica holds ahead."""
+    rpc_timeout_s: float = 60.0
+    """Deadline of one call to a shard."""
+    patience_s: float = 120.0
+    """Seconds that a replica goes on trying to reach a shard, and a run to be placed."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "replicas", "shards", "lease_s", "rpc_timeout_s", "patience_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run."""
+
+    recipe: str = "quickstart"
+    """Name of the recipe that the configuration started from."""
+    epochs: float = 1.0
+    """Passes over the training images."""
+    max_examples: int | None = None
+    """Stop at the first item that reaches so many examples."""
+    run_dir: str | None = None
+    """Folder of the run; by default runs/RECIPE-YYYYMMDD-HHMMSS."""
+    seed: int = 0
+    """Seed of the initial values, the order of the examples and their augmentation."""
+    evaluate: bool = True
+    """Evaluate the averaged weights at each epoch's end, beside the training."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    replica: ReplicaConfig = field(default_factory=ReplicaConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "max_examples")
+        _require(0 <= self.seed < 2**63, "seed", f"must be in [0, 2**63), not {self.seed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, nested as the dataclasses are."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`; unknown fields raise TypeError."""
+        parts = {
+            f.name: f.default_factory(**values[f.name])  # the factory is the dataclass itself
+            for f in dataclasses.fields(cls)
+            if f.default_factory is not dataclasses.MISSING
+        }
+        return cls(**{**values, **parts})

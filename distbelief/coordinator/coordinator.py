@@ -1,0 +1,191 @@
+"""The coordinator: hands out the data, follows the shards, and knows how the run stands."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distbelief.coordinator.ledger import Ledger
+from distbelief.coordinator.membership import Member, Membership
+from distbelief.coordinator.schedule import Schedule
+from distbelief.types import (
+    ItemOutcome,
+    LeasedItem,
+    Orders,
+    ReplicaReport,
+    ShardState,
+)
+
+MAX_ATTEMPTS = 3
+"""An item that fails so often is set aside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """How a run stands, as plain values.
+
+    Attributes:
+        finished: Every item is done.
+        examples_applied: Examples that every shard has applied.
+        examples_set_aside: Examples that will not be applied.
+        epochs_finished: Whole epochs of which every item is done.
+        learning_rate: Rate of the item that was leased last.
+        losses: Smoothed losses by name.
+        staleness: Applied pushes by staleness, all shards together.
+        pushes: ``applied``, ``repeated`` and ``refused`` (by reason), all shards together.
+        members: The replicas that take part.
+        shards: The shards' accounts of themselves.
+    """
+
+    finished: bool
+    examples_applied: int
+    examples_set_aside: int
+    epochs_finished: int
+    learning_rate: float
+    losses: dict[str, float]
+    staleness: dict[int, int]
+    applied: int
+    repeated: int
+    refused: dict[str, int]
+    members: tuple[Member, ...]
+    shards: tuple[ShardState, ...]
+
+
+class Coordinator:
+    """Satisfies :class:`~distbelief.types.CoordinatorService`; thread-safe, does no I/O.
+
+    What must be done about the world is asked for: :meth:`take_outcomes` for the record,
+    :meth:`take_set_aside` for the shards.
+    """
+
+    SMOOTHING = 0.95
+    """Weight of the past in the smoothed losses, for each item."""
+
+    def __init__(self, schedule: Schedule, n_shards: int, *, lease_s: float) -> None:
+        self._schedule = schedule
+        self._ledger = Ledger(schedule.plan, n_shards)
+        self._membership = Membership()
+        self._lease_s = lease_s
+        self._lock = threading.Lock()
+        self._now = 0
+        self._stopping = False
+        self._states: tuple[ShardState, ...] = ()
+        self._rate = schedule.rate(0)
+        self._losses: dict[str, float] = {}
+        self._outcomes: list[tuple[int, ItemOutcome]] = []
+        self._to_set_aside: dict[int, str] = {}
+        self._replica_refusals: Counter[str] = Counter()
+
+    def report(self, report: ReplicaReport, at: float = 0.0) -> Orders:
+        """See :class:`~distbelief.types.CoordinatorService`; ``at`` is the caller's time in seconds."""
+        with self._lock:
+            self._now += 1
+            if report.replica in self._membership.lost:
+                return Orders(stop=True)
+            member = self._member(report, at)
+            for outcome in report.outcomes:
+                self._take_outcome(member, outcome)
+            if report.leaving:
+                self._ledger.give_back(report.replica, [item for item, _ in report.held])
+                return Orders(stop=True)
+            if self._stopping or self._ledger.finished:
+                return Orders(stop=True)
+            return Orders(items=self._lease(report.replica))
+
+    def replica_lost(self, replica: int) -> list[int]:
+        """Frees what a dead replica held; returns the items that somebody must do again."""
+        with self._lock:
+            self._membership.lost.add(replica)
+            self._membership.members.pop(replica, None)
+            return self._ledger.lose(replica)
+
+    def now(self) -> int:
+        """The coordinator's count of time, to be taken before the shards are asked."""
+        with self._lock:
+            return self._now
+
+    def observe(self, states: Sequence[ShardState], asked_at: int) -> None:
+        """Takes in the shards' accounts; see :meth:`Ledger.observe`."""
+        with self._lock:
+            self._states = tuple(states)
+            self._ledger.observe(states, asked_at)
+
+    def stop(self) -> None:
+        """From now on every report is answered with the order to end."""
+        with self._lock:
+            self._stopping = True
+
+    def take_outcomes(self) -> list[tuple[int, ItemOutcome]]:
+        """The outcomes since the last call, each with its replica."""
+        with self._lock:
+            taken, self._outcomes = self._outcomes, []
+            return taken
+
+    def take_set_aside(self) -> dict[int, str]:
+        """Items that every shard must be told to set aside, with the reason, since the last call."""
+        with self._lock:
+            taken, self._to_set_aside = self._to_set_aside, {}
+            return taken
+
+    def status(self) -> RunStatus:
+        """How the run stands."""
+        with self._lock:
+            staleness: Counter[int] = Counter()
+            refused = Counter(self._replica_refusals)
+            for state in self._states:
+                staleness.update(state.staleness)
+                refused.update(state.refused)
+            return RunStatus(
+                finished=self._ledger.finished,
+                examples_applied=self._ledger.examples_done(),
+                examples_set_aside=self._ledger.examples_set_aside(),
+                epochs_finished=self._ledger.epochs_finished(),
+                learning_rate=self._rate,
+                losses=dict(self._losses),
+                staleness=dict(staleness),
+                applied=sum(state.clock for state in self._states),
+                repeated=sum(state.repeated for state in self._states),
+                refused=dict(refused),
+                members=tuple(self._membership.members.values()),
+                shards=self._states,
+            )
+
+    def _member(self, report: ReplicaReport, at: float) -> Member:
+        member = self._membership.members.get(report.replica)
+        if member is None:
+            member = Member(report.replica, report.host, report.pid, at)
+            self._membership.members[report.replica] = member
+        member.last_seen = at
+        member.waiting_s += report.waiting_s
+        if report.seconds_per_item is not None:
+            member.seconds_per_item = report.seconds_per_item
+        return member
+
+    def _take_outcome(self, member: Member, outcome: ItemOutcome) -> None:
+        self._outcomes.append((member.replica, outcome))
+        if outcome.refusal:
+            self._replica_refusals[outcome.refusal] += 1
+            attempts = self._ledger.fail(member.replica, outcome.item)
+            if attempts >= MAX_ATTEMPTS:
+                self._to_set_aside[outcome.item] = f"{outcome.refusal}, {attempts} times"
+            return
+        self._ledger.report(member.replica, outcome.item, self._now)
+        member.items_done += 1
+        member.examples_done += outcome.examples
+        for name, loss in outcome.losses.items():
+            old = self._losses.get(name, loss)
+            self._losses[name] = self.SMOOTHING * old + (1 - self.SMOOTHING) * loss
+
+    def _lease(self, replica: int) -> tuple[LeasedItem, ...]:
+        n_held = len(self._ledger.held_by(replica))
+        n = self._membership.wanted(replica, n_held, self._ledger.n_open, self._lease_s)
+        leased = []
+        for number, lease in self._ledger.lease(replica, n):
+            item = self._schedule.plan.item(number)
+            self._rate = self._schedule.rate(number)
+            leased.append(
+                LeasedItem(number, lease, item.epoch, item.begin, item.end, self._rate)
+            )
+        return tuple(leased)

@@ -1,0 +1,102 @@
+"""The exceptions of distbelief, one tree.
+
+    DistBeliefError
+    ├── UsageError            exit 2: the user can mend it, and the text says how
+    │   ├── ConfigError       an option or a field of the configuration
+    │   ├── DataError         the data set, or what a folder holds
+    │   └── ClusterError      the cluster that was asked for
+    └── RunError              exit 1: the run failed
+        ├── TransportError    a shard did not answer in time; trying again is harmless
+        ├── ShardRefusedError a shard answered, and will never take the request
+        └── ProcessLostError  a process that the run cannot do without has died
+
+Every exception keeps its facts as fields, and survives pickling: all positional arguments are
+passed to ``super().__init__``.
+"""
+
+from __future__ import annotations
+
+
+class DistBeliefError(Exception):
+    """Root of every exception that distbelief raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(DistBeliefError):
+    """What the user gave cannot work; the message names it and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An option or a configuration field has an impossible value."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"--{self.field.replace('_', '-')}: {self.problem}"
+
+
+class DataError(UsageError):
+    """A data set cannot be read as what it was said to be."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class ClusterError(UsageError):
+    """The Ray cluster that was asked for does not answer or has no room."""
+
+
+class RunError(DistBeliefError):
+    """The run failed."""
+
+
+class TransportError(RunError):
+    """A call to a shard got no answer; the same call again is harmless.
+
+    ``code`` is the transport's own word for it (a gRPC status name).
+    """
+
+    def __init__(self, shard: int, code: str, detail: str) -> None:
+        super().__init__(shard, code, detail)
+        self.shard = shard
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"shard {self.shard} did not answer ({self.code}): {self.detail}"
+
+
+class ShardRefusedError(RunError):
+    """A shard answered that it will never take this request."""
+
+    def __init__(self, shard: int, reason: str, detail: str) -> None:
+        super().__init__(shard, reason, detail)
+        self.shard = shard
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"shard {self.shard} refused ({self.reason}): {self.detail}"
+
+
+class ProcessLostError(RunError):
+    """A process that the run cannot do without has died."""
+
+    def __init__(self, what: str, cause: str) -> None:
+        super().__init__(what, cause)
+        self.what = what
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.what} was lost: {self.cause}"

@@ -1,0 +1,1 @@
+"""The parameter shard: update rules, averaging, admission, applied set, push log."""

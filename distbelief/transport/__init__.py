@@ -1,0 +1,1 @@
+"""How a shard is reached: the gRPC service and client of ``protos/``."""

@@ -1,0 +1,143 @@
+"""The messages' bytes, with the large ``bytes`` field written and read without protobuf's copies.
+
+``PushRequest``, ``LoadRequest`` and ``VectorReply`` have in common that their field 2 is a Chunk. A
+chunk is put on the wire with one copy, into the message, and taken from it with one copy, into the
+destination. What is not a chunk goes through the generated classes. On the wire it is plain
+protobuf; the tests hold this module against the generated classes in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from google.protobuf.message import Message
+
+CHUNK_NBYTES = 1 << 20
+
+_CHUNK_TAG = 0x12  # field 2, length-delimited, in all three messages
+_OFFSET_TAG = 0x08  # Chunk.offset: field 1, varint
+_DATA_TAG = 0x12  # Chunk.data: field 2, length-delimited
+_VARINT, _LENGTH_DELIMITED = 0, 2
+_FIXED_NBYTES = {1: 8, 5: 4}
+
+M = TypeVar("M", bound=Message)
+
+
+class MalformedError(ValueError):
+    """Bytes that are not what the protocol says, or a vector that does not fit its announcement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a vector: float32 elements from ``offset`` on, in ``data`` as little-endian bytes."""
+
+    offset: int
+    data: memoryview
+
+
+def chunks(vector: torch.Tensor) -> Iterator[Chunk]:
+    """A contiguous float32 vector in chunks that share its memory."""
+    data = memoryview(vector.numpy()).cast("B")
+    for begin in range(0, len(data), CHUNK_NBYTES):
+        yield Chunk(begin // 4, data[begin : begin + CHUNK_NBYTES])
+
+
+def receive(parts: Iterable[Message | Chunk], out: torch.Tensor) -> None:
+    """Copies chunks into ``out`` until it is full.
+
+    Raises:
+        MalformedError: something else came, or a gap, or too much, or too little.
+    """
+    target = out.numpy()
+    filled = 0
+    for part in parts:
+        if not isinstance(part, Chunk):
+            raise MalformedError("a chunk was expected")
+        values = np.frombuffer(part.data, dtype="<f4")
+        if part.offset != filled or filled + len(values) > len(target) or not len(values):
+            raise MalformedError(
+                f"{len(values)} elements at {part.offset}, where {filled} of {len(target)} had come"
+            )
+        target[filled : filled + len(values)] = values
+        filled += len(values)
+        if filled == len(target):
+            return
+    if filled < len(target):
+        raise MalformedError(f"{filled} of {len(target)} elements came")
+
+
+def encode(part: Message | Chunk) -> bytes:
+    """The bytes of a message, or of one of the three messages with this chunk in it."""
+    if not isinstance(part, Chunk):
+        return part.SerializeToString()
+    inner = bytearray()
+    if part.offset:
+        inner.append(_OFFSET_TAG)
+        _write_varint(inner, part.offset)
+    inner.append(_DATA_TAG)
+    _write_varint(inner, len(part.data))
+    head = bytearray((_CHUNK_TAG,))
+    _write_varint(head, len(inner) + len(part.data))
+    return b"".join((head, inner, part.data))
+
+
+def decoder(kind: type[M]) -> Callable[[bytes], M | Chunk]:
+    """A function from bytes to a chunk that shares their memory, or to a message of ``kind``."""
+
+    def decode(message: bytes) -> M | Chunk:
+        if message and message[0] == _CHUNK_TAG:
+            return _read_chunk(memoryview(message))
+        return kind.FromString(message)
+
+    return decode
+
+
+def _read_chunk(message: memoryview) -> Chunk:
+    length, at = _read_varint(message, 1)
+    if at + length != len(message):
+        raise MalformedError(f"a chunk of {length} bytes in a message of {len(message)}")
+    offset, data = 0, message[:0]
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, at = _read_varint(message, at)
+            offset = value if field == 1 else offset
+        elif wire_type == _LENGTH_DELIMITED:
+            size, at = _read_varint(message, at)
+            if at + size > len(message):
+                raise MalformedError("a field reaches beyond its message")
+            data = message[at : at + size] if field == 2 else data
+            at += size
+        elif wire_type in _FIXED_NBYTES:  # a field of a later version: passed over
+            at += _FIXED_NBYTES[wire_type]
+        else:
+            raise MalformedError(f"wire type {wire_type}")
+    if len(data) % 4:
+        raise MalformedError(f"{len(data)} bytes are no float32 elements")
+    return Chunk(offset, data)
+
+
+def _write_varint(out: bytearray, value: int) -> None:
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            break
+    raise MalformedError("a number without an end")

@@ -1,0 +1,15 @@
+"""Whether something answers at an address."""
+
+from __future__ import annotations
+
+import grpc
+
+
+def answers_grpc(address: str, timeout_s: float) -> bool:
+    """Whether a gRPC server takes connections at ``HOST:PORT`` within ``timeout_s``. Blocks."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            return False
+    return True

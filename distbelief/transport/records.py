@@ -1,0 +1,145 @@
+"""Between the records of ``types.py`` and the messages of the protocol."""
+
+from __future__ import annotations
+
+import torch
+
+from distbelief.transport._generated import parameter_server_pb2 as pb
+from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
+
+_STATUS = {
+    PushStatus.APPLIED: pb.PUSH_STATUS_APPLIED,
+    PushStatus.ALREADY_APPLIED: pb.PUSH_STATUS_ALREADY_APPLIED,
+    PushStatus.SET_ASIDE: pb.PUSH_STATUS_SET_ASIDE,
+    PushStatus.REFUSED: pb.PUSH_STATUS_REFUSED,
+}
+_STATUS_BACK = {number: status for status, number in _STATUS.items()}
+_WEIGHTS = {
+    Weights.LATEST: pb.WEIGHTS_LATEST,
+    Weights.AVERAGED: pb.WEIGHTS_AVERAGED,
+}
+_WEIGHTS_BACK = {number: weights for weights, number in _WEIGHTS.items()}
+
+
+def version_to_wire(version: Version) -> pb.Version:
+    """As a message."""
+    return pb.Version(incarnation=version.incarnation, clock=version.clock)
+
+
+def version_from_wire(version: pb.Version) -> Version:
+    """From a message."""
+    return Version(version.incarnation, version.clock)
+
+
+def fetch_to_wire(
+    weights: Weights, unless: Version | None, begin: int, n_elements: int
+) -> pb.FetchRequest:
+    """A fetch's request."""
+    return pb.FetchRequest(
+        weights=_WEIGHTS[weights],
+        unless=None if unless is None else version_to_wire(unless),
+        begin=begin,
+        n_elements=n_elements,
+    )
+
+
+def fetch_from_wire(request: pb.FetchRequest) -> tuple[Weights, Version | None]:
+    """Which weights a fetch's request asks for, and what its sender has."""
+    known = version_from_wire(request.unless) if request.HasField("unless") else None
+    return _WEIGHTS_BACK[request.weights], known
+
+
+def push_to_wire(push: Push, *, fetch: bool) -> pb.PushHeader:
+    """A push without its gradient."""
+    return pb.PushHeader(
+        item=push.item,
+        lease=push.lease,
+        replica=push.replica,
+        begin=push.begin,
+        incarnation=push.incarnation,
+        n_elements=push.gradient.numel(),
+        base=version_to_wire(push.base),
+        rate=push.rate,
+        examples=push.examples,
+        skipped=push.skipped,
+        layout=push.layout,
+        fetch=fetch,
+    )
+
+
+def push_from_wire(header: pb.PushHeader, gradient: torch.Tensor) -> Push:
+    """A push, with the gradient that was received for it."""
+    return Push(
+        item=header.item,
+        lease=header.lease,
+        replica=header.replica,
+        begin=header.begin,
+        incarnation=header.incarnation,
+        base=version_from_wire(header.base),
+        rate=header.rate,
+        examples=header.examples,
+        skipped=tuple(header.skipped),
+        layout=header.layout,
+        gradient=gradient,
+    )
+
+
+def reply_to_wire(reply: PushReply, n_elements: int) -> pb.PushResult:
+    """A push's answer, which ``n_elements`` of parameters follow."""
+    return pb.PushResult(
+        status=_STATUS[reply.status],
+        version=version_to_wire(reply.version),
+        refusal=reply.refusal or "",
+        detail=reply.detail,
+        staleness=reply.staleness,
+        n_elements=n_elements,
+    )
+
+
+def reply_from_wire(result: pb.PushResult) -> PushReply:
+    """A push's answer."""
+    version = version_from_wire(result.version)
+    return PushReply(
+        status=_STATUS_BACK[result.status],
+        version=version,
+        refusal=Refusal(result.refusal) if result.refusal else None,
+        detail=result.detail,
+        staleness=result.staleness if result.HasField("staleness") else None,
+        fetched=version if result.n_elements else None,
+    )
+
+
+def state_to_wire(state: ShardState) -> pb.StateReply:
+    """A shard's account."""
+    return pb.StateReply(
+        shard=state.shard,
+        incarnation=state.incarnation,
+        begin=state.begin,
+        end=state.end,
+        loaded=state.loaded,
+        clock=state.clock,
+        examples=state.examples,
+        applied=[pb.Interval(begin=b, end=e) for b, e in state.applied],
+        set_aside=state.set_aside,
+        repeated_pushes=state.repeated,
+        refused=state.refused,
+        staleness=state.staleness,
+    )
+
+
+def state_from_wire(reply: pb.StateReply) -> ShardState:
+    """A shard's account."""
+    return ShardState(
+        shard=reply.shard,
+        incarnation=reply.incarnation,
+        begin=reply.begin,
+        end=reply.end,
+        loaded=reply.loaded,
+        clock=reply.clock,
+        examples=reply.examples,
+        applied=tuple((i.begin, i.end) for i in reply.applied),
+        set_aside=dict(reply.set_aside),
+        repeated=reply.repeated_pushes,
+        refused=dict(reply.refused),
+        staleness=dict(reply.staleness),
+    )

@@ -1,0 +1,248 @@
+"""Ids, the records that travel between processes, and the seam between a replica and a shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Intervals = tuple[tuple[int, int], ...]
+"""Sorted, disjoint, non-adjacent half-open ranges of item numbers."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """Which parameters: the shard's incarnation, and the items it had applied."""
+
+    incarnation: int
+    clock: int
+
+
+class Weights(StrEnum):
+    """Which of a shard's vectors a fetch asks for."""
+
+    LATEST = "latest"
+    AVERAGED = "averaged"
+
+
+class PushStatus(StrEnum):
+    """What became of a push on one shard."""
+
+    APPLIED = "applied"
+    ALREADY_APPLIED = "already_applied"
+    SET_ASIDE = "set_aside"
+    REFUSED = "refused"
+
+
+class Refusal(StrEnum):
+    """Why a shard refused a push; its state is as it was before."""
+
+    NOT_FINITE = "not_finite"
+    NORM = "norm"
+    LAYOUT = "layout"
+    SIZE = "size"
+    RATE = "rate"
+    STALE = "stale"
+    INCARNATION = "incarnation"
+    BUSY = "busy"
+    NOT_LOADED = "not_loaded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """One item's gradient for one shard.
+
+    Attributes:
+        item: The item's number, the identity of the push.
+        lease: The lease under which the replica holds the item.
+        replica: The replica that pushes.
+        begin: First element of the flat vector that ``gradient`` covers.
+        incarnation: The shard's incarnation that the push is meant for.
+        base: The shard's version at the oldest fetch that the gradient rests on.
+        rate: The learning rate of the item.
+        examples: Examples that went into the gradient.
+        skipped: Indices of the item's examples that could not be read.
+        layout: Fingerprint of the layout that both sides must share.
+        gradient: ``(n,) float32``, contiguous, on the CPU. Once the call returns its contents are
+            undefined; if it raises TransportError they are as they were. Either way the buffer
+            belongs to the caller again.
+    """
+
+    item: int
+    lease: int
+    replica: int
+    begin: int
+    incarnation: int
+    base: Version
+    rate: float
+    examples: int
+    skipped: tuple[int, ...]
+    layout: str
+    gradient: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushReply:
+    """What became of a push.
+
+    ``staleness`` is known for an applied push whose base is of the shard's own incarnation.
+    ``fetched`` is the version of the parameters that were written to the caller's buffer, if any.
+    """
+
+    status: PushStatus
+    version: Version
+    refusal: Refusal | None = None
+    detail: str = ""
+    staleness: int | None = None
+    fetched: Version | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """A shard's account of itself: plain values, safe to keep and to send.
+
+    ``set_aside`` has the reason of each item; ``staleness`` counts applied pushes by their
+    staleness, ``refused`` refusals by their reason.
+    """
+
+    shard: int
+    incarnation: int
+    begin: int
+    end: int
+    loaded: bool
+    clock: int
+    examples: int
+    applied: Intervals
+    set_aside: dict[int, str]
+    repeated: int
+    refused: dict[str, int] = field(default_factory=dict)
+    staleness: dict[int, int] = field(default_factory=dict)
+
+
+class ParameterService(Protocol):
+    """The seam between a replica and a shard.
+
+    The shard itself satisfies it, and so do the gRPC client and whatever a test puts between.
+    All calls block, may come from any thread, and may be repeated without harm.
+    """
+
+    def fetch(
+        self,
+        out: torch.Tensor,
+        *,
+        begin: int,
+        weights: Weights = Weights.LATEST,
+        unless: Version | None = None,
+    ) -> Version:
+        """Writes the shard's newest values into ``out``, all of one clock, and returns its version.
+
+        Args:
+            out: ``(n,) float32``, contiguous, on the CPU; the caller's. It is untouched when the
+                shard's version is still ``unless``; if the call raises, its contents are undefined.
+            begin: First element of the flat vector that is wanted; the shard must hold all n.
+            weights: The parameters themselves, or their Polyak average.
+            unless: The version that the caller has.
+
+        Raises:
+            TransportError: no answer in time.
+            ShardRefusedError: the shard has no values yet, or does not hold that range.
+        """
+        ...
+
+    def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
+        """Applies an item's gradient unless the shard has applied it, and returns what became of it.
+
+        Returns when the gradient has been applied, so that a fetch afterwards sees it. With
+        ``fetch_into``, of the gradient's size, the newest parameters of its range, the push
+        included, are written there whatever the status, except for a refusal.
+
+        Raises:
+            TransportError: no answer in time; the push may or may not have been applied.
+        """
+        ...
+
+
+class ShardService(ParameterService, Protocol):
+    """A shard as the coordinator sees it."""
+
+    def load(self, values: torch.Tensor) -> None:
+        """Sets the shard's initial parameters, ``(end - begin,) float32``; only before the first push."""
+        ...
+
+    def set_aside(self, items: tuple[int, ...], reason: str) -> None:
+        """Marks items as never to be applied; those already applied stay applied."""
+        ...
+
+    def state(self) -> ShardState:
+        """The shard's account of itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedItem:
+    """An item in a replica's hands, with all that it needs to compute and push it."""
+
+    number: int
+    lease: int
+    epoch: int
+    begin: int
+    end: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemOutcome:
+    """What a replica did with one item.
+
+    ``losses`` has the mean of each loss over the item's steps, by name; ``loss`` is what was
+    minimised. ``refusal`` tells why the item was not applied, or is empty.
+    """
+
+    item: int
+    examples: int
+    losses: dict[str, float]
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """A replica's periodic word to the coordinator.
+
+    Attributes:
+        replica: Which replica; a replacement has a number of its own.
+        host: Name of its host.
+        pid: Its process.
+        held: Items it holds and has not finished, each with its lease.
+        outcomes: What it finished since its last report.
+        seconds_per_item: Its own pace, or None before the first item.
+        waiting_s: Seconds that its compute waited for data since the last report.
+        leaving: It takes no more items and gives back those it holds.
+    """
+
+    replica: int
+    host: str
+    pid: int
+    held: tuple[tuple[int, int], ...] = ()
+    outcomes: tuple[ItemOutcome, ...] = ()
+    seconds_per_item: float | None = None
+    waiting_s: float = 0.0
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """The coordinator's answer: more items, and whether to end."""
+
+    items: tuple[LeasedItem, ...] = ()
+    stop: bool = False
+
+
+class CoordinatorService(Protocol):
+    """The coordinator as a replica sees it."""
+
+    def report(self, report: ReplicaReport) -> Orders:
+        """Takes a replica's report and leases it what it needs next; does not block for work."""
+        ...
