@@ -208,7 +208,7 @@ class TrainConfig:
     """A whole run."""
 
     recipe: str = "quickstart"
-    """Name of the recipe that the configuration started from."""
+    """Name of the recipe; the run's folder bears it."""
     epochs: float = 1.0
     """Passes over the training images."""
     max_examples: int | None = None

@@ -42,7 +42,13 @@ class ItemPlan:
 
     @classmethod
     def of_run(
-        cls, *, n_examples: int, batch_size: int, n_push: int, epochs: float, max_examples: int | None
+        cls,
+        *,
+        n_examples: int,
+        batch_size: int,
+        n_push: int,
+        epochs: float,
+        max_examples: int | None,
     ) -> ItemPlan:
         """The plan of a run of ``epochs`` passes, cut at the first item that reaches ``max_examples``.
 

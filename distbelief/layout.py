@@ -124,9 +124,7 @@ class Layout:
 
     def to_list(self) -> list[list[Any]]:
         """Plain values for JSON."""
-        return [
-            [p.name, list(p.shape), list(p.stride), p.rate, p.decay] for p in self.parameters
-        ]
+        return [[p.name, list(p.shape), list(p.stride), p.rate, p.decay] for p in self.parameters]
 
 
 def _dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -38,7 +38,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        stale = [n for n in NAMES if not filecmp.cmp(Path(folder) / n, GENERATED / n, shallow=False)]
+        stale = [
+            n for n in NAMES if not filecmp.cmp(Path(folder) / n, GENERATED / n, shallow=False)
+        ]
     if stale:
         raise SystemExit(f"not current: {', '.join(stale)}; run python protos/generate.py")
 

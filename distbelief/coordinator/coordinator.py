@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distbelief.coordinator.ledger import Ledger
 from distbelief.coordinator.membership import Member, Membership
@@ -14,12 +14,16 @@ from distbelief.types import (
     ItemOutcome,
     LeasedItem,
     Orders,
+    Refusal,
     ReplicaReport,
     ShardState,
 )
 
-MAX_ATTEMPTS = 3
-"""An item that fails so often is set aside."""
+POISON = frozenset({Refusal.NOT_FINITE, Refusal.NORM})
+"""Refusals that lie in the item rather than in the moment."""
+
+MAX_POISONED = 3
+"""An item whose gradient is refused as poison so often is set aside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,7 @@ class RunStatus:
         examples_applied: Examples that every shard has applied.
         examples_set_aside: Examples that will not be applied.
         epochs_finished: Whole epochs of which every item is done.
-        learning_rate: Rate of the item that was leased last.
+        learning_rate: Rate of the item that was pushed last.
         losses: Smoothed losses by name.
         staleness: Applied pushes by staleness, all shards together.
         pushes: ``applied``, ``repeated`` and ``refused`` (by reason), all shards together.
@@ -104,6 +108,7 @@ class Coordinator:
     def now(self) -> int:
         """The coordinator's count of time, to be taken before the shards are asked."""
         with self._lock:
+            self._now += 1
             return self._now
 
     def observe(self, states: Sequence[ShardState], asked_at: int) -> None:
@@ -148,7 +153,7 @@ class Coordinator:
                 applied=sum(state.clock for state in self._states),
                 repeated=sum(state.repeated for state in self._states),
                 refused=dict(refused),
-                members=tuple(self._membership.members.values()),
+                members=tuple(replace(m) for m in self._membership.members.values()),
                 shards=self._states,
             )
 
@@ -168,10 +173,11 @@ class Coordinator:
         if outcome.refusal:
             self._replica_refusals[outcome.refusal] += 1
             attempts = self._ledger.fail(member.replica, outcome.item)
-            if attempts >= MAX_ATTEMPTS:
+            if outcome.refusal in POISON and attempts >= MAX_POISONED:
                 self._to_set_aside[outcome.item] = f"{outcome.refusal}, {attempts} times"
             return
         self._ledger.report(member.replica, outcome.item, self._now)
+        self._rate = self._schedule.rate(outcome.item)
         member.items_done += 1
         member.examples_done += outcome.examples
         for name, loss in outcome.losses.items():
@@ -184,8 +190,6 @@ class Coordinator:
         leased = []
         for number, lease in self._ledger.lease(replica, n):
             item = self._schedule.plan.item(number)
-            self._rate = self._schedule.rate(number)
-            leased.append(
-                LeasedItem(number, lease, item.epoch, item.begin, item.end, self._rate)
-            )
+            rate = self._schedule.rate(number)
+            leased.append(LeasedItem(number, lease, item.epoch, item.begin, item.end, rate))
         return tuple(leased)

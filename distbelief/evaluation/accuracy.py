@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distbelief.evaluation.modes import device_of, evaluating
 
@@ -54,9 +54,10 @@ class AccuracyMeter:
             raise ValueError(f"logits (N, classes) and targets (N,) are needed, not {shapes}")
         if len(targets) == 0:
             return
+        logits = logits.detach()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == targets.unsqueeze(1)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
         self._n_examples += len(targets)
         self._top1 += int(hits[:, 0].sum())
         self._top5 += int(hits.sum())

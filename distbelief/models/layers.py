@@ -6,8 +6,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Convolution(nn.Conv2d):
@@ -15,7 +15,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The rectified convolution of ``input``."""
-        return F.relu(super().forward(input), inplace=True)
+        return functional.relu(super().forward(input), inplace=True)
 
 
 class Classifier(nn.Linear):

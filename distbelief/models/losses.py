@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from distbelief.errors import ConfigError
 
@@ -49,7 +49,7 @@ def losses(outputs: object, targets: Tensor, aux_weight: float) -> dict[str, Ten
         ConfigError: ``outputs`` is neither a tensor nor a tuple that starts with one.
     """
     parts = {
-        name: F.cross_entropy(logits.float(), targets)
+        name: functional.cross_entropy(logits.float(), targets)
         for name, logits in _named_logits(outputs).items()
     }
     if isinstance(outputs, Tensor):

@@ -15,6 +15,7 @@ from torch import nn
 
 from distbelief.config import ModelConfig
 from distbelief.errors import ConfigError
+from distbelief.models.dropout import use_seeded_dropout
 from distbelief.models.googlenet import GoogLeNet
 
 
@@ -46,7 +47,7 @@ def names() -> tuple[str, ...]:
 def build(config: ModelConfig, *, classes: int, image_size: int, seed: int) -> nn.Module:
     """A network on the CPU, in training mode, with float32 parameters.
 
-    Its values are the same in every process for the same arguments; torch's global generator is
+    Its ``nn.Dropout`` layers become seeded ones. Its values are the same in every process for the same arguments; torch's global generator is
     left as it was. Parameters of four dimensions are channels-last in memory if
     ``config.channels_last``, all others contiguous.
 
@@ -69,6 +70,7 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int) -> n
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ConfigError("model", f"{config.model!r} must return a torch.nn.Module, not {kind}")
+    use_seeded_dropout(model)
     model.float()
     for parameter in model.parameters():
         # Module.to(memory_format=...) fails on the five-dimensional weights of 3-d convolutions.

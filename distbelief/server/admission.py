@@ -50,7 +50,9 @@ def check_content(push: Push, rules: AdmissionRules) -> Verdict | None:
     if not math.isfinite(norm):
         return Verdict(Refusal.NOT_FINITE, f"gradient of norm {norm}")
     if rules.max_norm is not None and norm > rules.max_norm:
-        return Verdict(Refusal.NORM, f"gradient of norm {norm:.4g}, the limit is {rules.max_norm:g}")
+        return Verdict(
+            Refusal.NORM, f"gradient of norm {norm:.4g}, the limit is {rules.max_norm:g}"
+        )
     return None
 
 

@@ -102,8 +102,14 @@ class ShardServer:
         self._pool.shutdown()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        unary, streaming = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        fetch_kind, load_kind = grpc.unary_stream_rpc_method_handler, grpc.stream_unary_rpc_method_handler
+        unary, streaming = (
+            grpc.unary_unary_rpc_method_handler,
+            grpc.stream_stream_rpc_method_handler,
+        )
+        fetch_kind, load_kind = (
+            grpc.unary_stream_rpc_method_handler,
+            grpc.stream_unary_rpc_method_handler,
+        )
         guard = self._guarded
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -121,7 +127,9 @@ class ShardServer:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             given = dict(context.invocation_metadata()).get("authorization", "")
             if not hmac.compare_digest(str(given).encode(), self._authorization.encode()):
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "the run's token is missing or wrong")
+                context.abort(
+                    grpc.StatusCode.UNAUTHENTICATED, "the run's token is missing or wrong"
+                )
             return behaviour(request, context)
 
         return call
@@ -191,7 +199,9 @@ class ShardServer:
     def _health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReply:
         with _errors_as_status(context):
             state = self._shard.state()
-        return pb.HealthReply(serving=state.loaded, shard=state.shard, incarnation=state.incarnation)
+        return pb.HealthReply(
+            serving=state.loaded, shard=state.shard, incarnation=state.incarnation
+        )
 
 
 @contextmanager

@@ -26,13 +26,13 @@ def test_top5_counts_ranks_below_five() -> None:
 
 
 def test_loss_is_the_mean_over_examples_whatever_the_batches() -> None:
-    logits, targets = torch.randn(7, 6), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    logits, targets = torch.randn(7, 6, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, 5, 0])
     expected = -logits.double().log_softmax(1)[torch.arange(7), targets].mean()
     for sizes in ((7,), (4, 3), (1, 0, 6)):
         meter = AccuracyMeter()
         for x, y in zip(logits.split(sizes), targets.split(sizes), strict=True):
             meter.update(x, y)
-        assert meter.result().loss == pytest.approx(float(expected), rel=1e-6)
+        assert meter.result().loss == pytest.approx(expected.item(), rel=1e-6)
         assert meter.result().n_examples == 7
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distbelief.errors import ConfigError
 from distbelief.models.googlenet import GoogLeNet, Logits, scaled
@@ -116,7 +116,7 @@ def test_dropout_rates_are_the_papers(paper: GoogLeNet) -> None:
 
 def test_lrn_has_caffes_constants(paper: GoogLeNet) -> None:
     x = 100 * torch.randn(2, 64, 3, 3, dtype=torch.float64)
-    padded = F.pad(x.square(), (0, 0, 0, 0, 2, 2))
+    padded = functional.pad(x.square(), (0, 0, 0, 0, 2, 2))
     window = torch.stack([padded[:, i : i + 64] for i in range(5)]).sum(0)
     expected = x / (1 + 1e-4 / 5 * window) ** 0.75
     for name in ("stem.norm1", "stem.norm2"):
@@ -130,13 +130,13 @@ def test_inception_concatenates_its_four_rectified_branches() -> None:
 
     def conv(x: Tensor, name: str, padding: int = 0) -> Tensor:
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        return F.conv2d(x, weight, bias, padding=padding).clamp(min=0)
+        return functional.conv2d(x, weight, bias, padding=padding).clamp(min=0)
 
     expected = [
         conv(x, "branch1x1"),
         conv(conv(x, "branch3x3.reduce"), "branch3x3.conv", 1),
         conv(conv(x, "branch5x5.reduce"), "branch5x5.conv", 2),
-        conv(F.max_pool2d(x, 3, 1, 1), "branch_pool.project"),
+        conv(functional.max_pool2d(x, 3, 1, 1), "branch_pool.project"),
     ]
     assert [part.shape[1] for part in expected] == [1, 3, 4, 5]
     torch.testing.assert_close(module(x), torch.cat(expected, 1))
@@ -153,10 +153,10 @@ def test_heads_see_4a_and_4d() -> None:
         if name in ("inception4a", "inception4d"):
             head = model.aux1 if name == "inception4a" else model.aux2
             w = dict(head.named_parameters())
-            y = F.avg_pool2d(x, 5, 3)
-            y = F.conv2d(y, w["conv.weight"], w["conv.bias"]).clamp(min=0).flatten(1)
-            y = F.linear(y, w["hidden.weight"], w["hidden.bias"]).clamp(min=0)
-            y = F.linear(y, w["fc.weight"], w["fc.bias"])
+            y = functional.avg_pool2d(x, 5, 3)
+            y = functional.conv2d(y, w["conv.weight"], w["conv.bias"]).clamp(min=0).flatten(1)
+            y = functional.linear(y, w["hidden.weight"], w["hidden.bias"]).clamp(min=0)
+            y = functional.linear(y, w["fc.weight"], w["fc.bias"])
             torch.testing.assert_close(outputs.aux1 if name == "inception4a" else outputs.aux2, y)
     torch.testing.assert_close(outputs.main, x)
 

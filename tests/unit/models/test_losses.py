@@ -50,7 +50,7 @@ def test_losses_by_name(outputs: object, expected: dict[str, float]) -> None:
     found = losses(outputs, TARGETS, 0.3)
     aux = sum(entropy(odds) for name, odds in expected.items() if name != "main")
     values = {"loss": entropy(6.0) + 0.3 * aux} | {k: entropy(v) for k, v in expected.items()}
-    assert {name: float(loss) for name, loss in found.items()} == pytest.approx(values)
+    assert {name: loss.item() for name, loss in found.items()} == pytest.approx(values)
     assert list(found) == list(values)
     assert main_logits(outputs) is MAIN
 
@@ -73,7 +73,7 @@ def test_losses_are_float32_for_bfloat16_logits(autocast: bool) -> None:
     expected = -half.double().log_softmax(1)[torch.arange(8), targets].mean()
     for name, scale in (("main", 1.0), ("aux1", 1.0), ("loss", 1.6)):
         assert found[name].dtype == torch.float32
-        assert float(found[name]) == pytest.approx(scale * float(expected), rel=1e-6)
+        assert found[name].item() == pytest.approx(scale * float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("outputs", [{"out": MAIN}, (), (None, MAIN), None])

@@ -1,0 +1,76 @@
+"""The commands: parsing and printing."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from distbelief import __version__
+from distbelief.errors import DistBeliefError, UsageError
+
+INTERRUPTED = 130
+
+HELP = """\
+Asynchronous, parameter-server training on Ray, after DistBelief.
+
+usage: distbelief COMMAND ...
+
+  train [RECIPE] [OPTIONS]   train; without a recipe: quickstart, which needs no data
+  audit RUN                  prove from a run's logs that every example was applied once
+  recipes                    the recipes, a line each
+
+distbelief COMMAND --help tells the options of a command."""
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from distbelief.cli.train import main
+
+    return main(arguments)
+
+
+def _audit(arguments: Sequence[str]) -> int:
+    from distbelief.cli.audit import main
+
+    return main(arguments)
+
+
+def _recipes(arguments: Sequence[str]) -> int:
+    from distbelief.recipes import RECIPES
+
+    if arguments:
+        raise UsageError("distbelief recipes takes no arguments")
+    for name, make in RECIPES.items():
+        print(f"{name:12} {(make.__doc__ or '').strip()}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "audit": _audit,
+    "recipes": _recipes,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"distbelief {__version__}")
+        return 0
+    try:
+        command, *rest = arguments
+        if command not in COMMANDS:
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see distbelief --help"
+            raise UsageError(f"there is no command {command!r}; {hint}")
+        return COMMANDS[command](rest)
+    except DistBeliefError as error:
+        print(f"distbelief: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("distbelief: stopped", file=sys.stderr)
+        return INTERRUPTED

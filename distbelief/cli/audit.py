@@ -1,0 +1,48 @@
+"""``distbelief audit RUN``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import tyro
+
+from distbelief.audit import Audit, audit
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Audits a run; 0 if it is clean, 1 with the first counter-example if not."""
+
+    def read(run: tyro.conf.Positional[Path], json: bool = False) -> tuple[Path, bool]:
+        """Proves from a run's push logs that every example was applied exactly once.
+
+        Args:
+            run: The run's folder.
+            json: Print the figures as JSON.
+        """
+        return run, json
+
+    run_dir, as_json = tyro.cli(read, args=list(arguments), prog="distbelief audit")
+    result = audit(run_dir)
+    if as_json:
+        found = None if result.clean else str(result.counter_example)
+        print(json.dumps({**asdict(result), "counter_example": found, "clean": result.clean}))
+    else:
+        print(_sentence(result))
+    return 0 if result.clean else 1
+
+
+def _sentence(result: Audit) -> str:
+    if not result.clean:
+        return f"not clean: {result.counter_example}"
+    parts = [
+        f"clean: {result.epochs_finished} whole epochs; {result.items:,} items, "
+        f"{result.examples:,} examples, each applied once on every one of {result.n_shards} shards"
+    ]
+    if result.skipped:
+        parts.append(f"{result.skipped:,} unreadable examples skipped")
+    if result.set_aside:
+        parts.append(f"{result.set_aside:,} items set aside")
+    return "; ".join(parts)

@@ -1,0 +1,133 @@
+"""How a run stands at one moment, for a person and for ``summary.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A run at one moment, as plain values that can be sent.
+
+    Attributes:
+        elapsed_s: Seconds since the start of the run.
+        finished: Every item is applied or set aside.
+        failure: Why the run cannot go on, or empty.
+        epoch: Epochs begun, from 1; ``n_epochs`` in all.
+        examples_applied: Examples that every shard has applied, of ``total_examples``.
+        images_per_second: Over the last seconds.
+        mean_images_per_second: From the first applied push to the last.
+        left_s: Estimate of the seconds left, or None before there is one.
+        losses: Smoothed losses by name; ``loss`` is what is minimised.
+        learning_rate: Of the item pushed last.
+        staleness: Applied pushes by staleness.
+        applied: Applied pushes, all shards together; ``repeated`` and ``refused`` likewise.
+        replicas: Number, host, pid, items, examples and seconds an item of each.
+        validation: The newest evaluation, or None.
+        mean_waiting: The share of the replicas' time that was spent waiting for data.
+    """
+
+    elapsed_s: float
+    finished: bool
+    failure: str
+    epoch: int
+    n_epochs: int
+    examples_applied: int
+    examples_set_aside: int
+    total_examples: int
+    images_per_second: float
+    mean_images_per_second: float
+    left_s: float | None
+    losses: dict[str, float]
+    learning_rate: float
+    staleness: dict[int, int]
+    applied: int
+    repeated: int
+    refused: dict[str, int]
+    replicas: tuple[dict[str, Any], ...]
+    validation: dict[str, Any] | None
+    mean_waiting: float
+
+
+def staleness_summary(counts: Mapping[int, int]) -> dict[str, float]:
+    """Mean, median, 99th percentile and maximum of a histogram; zeros if it is empty."""
+    total = sum(counts.values())
+    if not total:
+        return {"mean": 0.0, "p50": 0, "p99": 0, "max": 0}
+
+    def percentile(share: float) -> int:
+        seen = 0
+        for value in sorted(counts):
+            seen += counts[value]
+            if seen >= share * total:
+                return value
+        return max(counts)
+
+    mean = sum(value * n for value, n in counts.items()) / total
+    return {
+        "mean": round(mean, 4),
+        "p50": percentile(0.5),
+        "p99": percentile(0.99),
+        "max": max(counts),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 42s, 3m05s, 2h07m.
+
+    Example:
+        >>> duration(185.4)
+        '3m05s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def progress_line(r: Report) -> str:
+    """One line that says how the run stands."""
+    share = r.examples_applied / r.total_examples if r.total_examples else 0.0
+    stale = staleness_summary(r.staleness)
+    parts = [
+        f"{duration(r.elapsed_s):>6}",
+        f"epoch {r.epoch}/{r.n_epochs}",
+        f"{r.examples_applied:,}/{r.total_examples:,} ({share:.0%})",
+        f"{r.images_per_second:,.0f} images/s",
+        f"left {duration(r.left_s)}" if r.left_s is not None else "left ?",
+        f"loss {r.losses['loss']:.4f}" if "loss" in r.losses else "loss ?",
+        f"rate {r.learning_rate:.4g}",
+        f"staleness {stale['mean']:.2f} (max {stale['max']})",
+        f"{len(r.replicas)} replica{'s' if len(r.replicas) != 1 else ''}",
+    ]
+    if r.validation:
+        parts.append(f"top-1 {r.validation['top1']:.1%}")
+    if r.mean_waiting > 0.1:
+        parts.append(f"waiting for data {r.mean_waiting:.0%}")
+    return "  ".join(parts)
+
+
+def summary(
+    r: Report, *, status: str, replicas: int, shards: int, recoveries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The contents of ``summary.json``."""
+    return {
+        "status": status,
+        "wall_seconds": round(r.elapsed_s, 2),
+        "examples_applied": r.examples_applied,
+        "examples_set_aside": r.examples_set_aside,
+        "images_per_second": round(r.mean_images_per_second, 2),
+        "pushes": {"applied": r.applied, "repeated": r.repeated, "refused": r.refused},
+        "staleness": staleness_summary(r.staleness),
+        "replicas": replicas,
+        "stages": 1,
+        "shards": shards,
+        "learning_rate": r.learning_rate,
+        "train_loss": r.losses.get("loss"),
+        "validation": r.validation,
+        "recoveries": recoveries,
+    }

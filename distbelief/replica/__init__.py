@@ -1,0 +1,1 @@
+"""The replica: the Downpour loop, flat buffers, and the exchange behind the compute."""

@@ -1,0 +1,314 @@
+"""The Downpour loop (Dean et al. 2012, section 4.1 and algorithm 1.1), one replica's whole life."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+
+from distbelief.config import ReplicaConfig
+from distbelief.layout import Layout
+from distbelief.models.dropout import seed_dropout
+from distbelief.replica.buffers import FlatModel
+from distbelief.replica.exchange import Exchange, Exchanged, Gradient, Pending
+from distbelief.replica.feed import Feed, Work
+from distbelief.replica.step import Step
+from distbelief.server.rules import step_along
+from distbelief.types import CoordinatorService, ItemOutcome, Refusal, ReplicaReport, Version
+
+REPORT_S = 0.5
+PACE_SMOOTHING = 0.8
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a replica has done, shared between its loop and its reporter."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    outcomes: list[ItemOutcome] = field(default_factory=list)
+    seconds_per_item: float | None = None
+
+    def add(self, outcome: ItemOutcome) -> None:
+        """Notes an outcome."""
+        with self.lock:
+            self.outcomes.append(outcome)
+
+    def note_pace(self, seconds: float) -> None:
+        """Notes how long an item took."""
+        with self.lock:
+            old = self.seconds_per_item
+            if old is None:
+                self.seconds_per_item = seconds
+            else:
+                self.seconds_per_item = PACE_SMOOTHING * old + (1 - PACE_SMOOTHING) * seconds
+
+    def take(self) -> tuple[tuple[ItemOutcome, ...], float | None]:
+        """The outcomes since the last call, and the pace."""
+        with self.lock:
+            taken, self.outcomes = tuple(self.outcomes), []
+            return taken, self.seconds_per_item
+
+
+class Reporter:
+    """Reports to the coordinator every so often, and hands the items that it grants to the feed.
+
+    A context manager around a thread; an error of the coordinator ends the feed and is raised by
+    :meth:`check`.
+    """
+
+    def __init__(
+        self, coordinator: CoordinatorService, feed: Feed, progress: Progress, replica: int
+    ) -> None:
+        self._coordinator = coordinator
+        self._feed = feed
+        self._progress = progress
+        self._replica = replica
+        self._wake = threading.Event()
+        self._closing = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._run, name=f"replica-{replica}-reporter", daemon=True
+        )
+
+    def __enter__(self) -> Reporter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def wake(self) -> None:
+        """Asks for a report now."""
+        self._wake.set()
+
+    def check(self) -> None:
+        """Raises the error that ended the reports, if any."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                orders = self._coordinator.report(self._report(leaving=False))
+                if orders.stop:
+                    break
+                self._feed.extend(orders.items)
+                self._wake.wait(REPORT_S)
+                self._wake.clear()
+            self._feed.end()
+            while not self._closing:
+                self._wake.wait()
+                self._wake.clear()
+            self._coordinator.report(self._report(leaving=True))
+        except Exception as error:
+            self._error = error
+            self._feed.end()
+
+    def _report(self, *, leaving: bool) -> ReplicaReport:
+        outcomes, pace = self._progress.take()
+        return ReplicaReport(
+            replica=self._replica,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            held=self._feed.held(),
+            outcomes=outcomes,
+            seconds_per_item=pace,
+            waiting_s=self._feed.take_waited_s(),
+            leaving=leaving,
+        )
+
+
+class Downpour:
+    """One replica's loop.
+
+    At a step's edge, in this order: parameters that have come in take the place of the old ones; a
+    plain SGD step is taken along the gradient just computed, at the item's rate; and if the item is
+    complete its gradient is handed to the exchange, while the next step computes. One exchange is
+    in flight at most: a replica whose shard is away computes one item more and then waits.
+
+    Without overlap each exchange is waited for, so that the next step rests on its result.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica: int,
+        flat: FlatModel,
+        layout: Layout,
+        step: Step,
+        exchange: Exchange,
+        feed: Feed,
+        progress: Progress,
+        config: ReplicaConfig,
+        seed: int,
+        max_norm: float | None,
+    ) -> None:
+        self._replica = replica
+        self._flat = flat
+        self._segments = layout.segments(0, layout.size)
+        self._step = step
+        self._exchange = exchange
+        self._feed = feed
+        self._progress = progress
+        self._config = config
+        self._seed = seed
+        self._max_norm = max_norm
+        self._versions: tuple[Version, ...] = ()
+        self._pending: tuple[Pending, ItemOutcome | None] | None = None
+        self._since_fetch = 0
+        # With n_push = 1 the step's gradient is the push; else pushes add up beside it.
+        self._accrued = torch.zeros_like(flat.gradient) if config.n_push > 1 else None
+
+    def run(self, reporter: Reporter) -> None:
+        """Computes and pushes items until there are no more; raises what ended it otherwise."""
+        self._start(None, None, fetch=True)
+        self._collect()
+        began = time.monotonic()
+        while (work := self._next()) is not None:
+            self._do(work)
+            now = time.monotonic()
+            self._progress.note_pace(now - began)
+            began = now
+            if len(self._feed.held()) <= 2:
+                reporter.wake()
+        self._collect()
+        reporter.check()
+
+    def _next(self) -> Work | None:
+        if not self._feed.ready:
+            # Nothing to compute behind which the last push could be hidden; its outcome may matter.
+            self._collect()
+        return self._feed.next()
+
+    def _do(self, work: Work) -> None:
+        base = self._versions
+        examples, skipped = 0, []
+        losses: list[Mapping[str, torch.Tensor]] = []
+        for number, future in enumerate(work.batches):
+            batch = future.result()
+            examples += len(batch.labels)
+            skipped += batch.skipped
+            seed_dropout(self._step.model, self._seed, work.item.number, number)
+            losses.append(self._step(batch.images, batch.labels))
+            self._since_fetch += 1
+            if number < len(work.batches) - 1:
+                self._edge_within(work)
+        self._edge_after(work, base, examples, tuple(skipped), losses)
+
+    @property
+    def _fetch_due(self) -> bool:
+        return self._since_fetch >= self._config.n_fetch
+
+    def _edge_within(self, work: Work) -> None:
+        """The edge of a step that does not complete its item."""
+        self._collect(wait=False)
+        self._accrue_and_step(work)
+        if self._fetch_due and self._pending is None:
+            self._start(None, None, fetch=True)
+            if not self._config.overlap:
+                self._collect()
+
+    def _edge_after(
+        self,
+        work: Work,
+        base: tuple[Version, ...],
+        examples: int,
+        skipped: tuple[int, ...],
+        losses: list[Mapping[str, torch.Tensor]],
+    ) -> None:
+        """The edge of the step that completes an item."""
+        self._collect()
+        refusal = self._refusal(work)
+        outcome = ItemOutcome(
+            item=work.item.number, examples=examples, losses=_mean(losses), refusal=refusal
+        )
+        if refusal:
+            self._flat.take_gradient()
+            if self._accrued is not None:
+                self._accrued.zero_()
+            self._progress.add(outcome)
+            # The local parameters may have taken steps along what was refused.
+            self._start(None, None, fetch=True)
+            self._collect()
+            return
+        replaced_at_once = self._fetch_due and not self._config.overlap
+        self._accrue_and_step(work, step=not replaced_at_once)
+        gradient = Gradient(work.item, self._take_push(), base, examples, skipped)
+        self._start(gradient, outcome, fetch=self._fetch_due)
+        if not self._config.overlap:
+            self._collect()
+
+    def _refusal(self, work: Work) -> str:
+        """Refuses the whole gradient before its first byte leaves, so that no shard applies a part."""
+        gradient = self._flat.gradient
+        if self._accrued is not None:
+            gradient = gradient + self._accrued
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not norm < float("inf"):
+            return Refusal.NOT_FINITE
+        return Refusal.NORM if self._max_norm is not None and norm > self._max_norm else ""
+
+    def _accrue_and_step(self, work: Work, *, step: bool = True) -> None:
+        if step:
+            rate = work.item.rate
+            step_along(self._flat.parameters, self._flat.gradient, self._segments, rate)
+        if self._accrued is not None:
+            self._accrued.add_(self._flat.gradient)
+            self._flat.gradient.zero_()
+
+    def _take_push(self) -> torch.Tensor:
+        if self._accrued is not None:
+            self._flat.gradient.copy_(self._accrued)
+            self._accrued.zero_()
+        return self._flat.take_gradient()
+
+    def _start(
+        self, gradient: Gradient | None, outcome: ItemOutcome | None, *, fetch: bool
+    ) -> None:
+        into = self._flat.incoming if fetch else None
+        self._pending = (self._exchange.start(gradient, into), outcome)
+        if fetch:
+            self._since_fetch = 0
+
+    def _collect(self, *, wait: bool = True) -> Exchanged | None:
+        """Takes the result of the exchange in flight, if there is one and it may be waited for."""
+        if self._pending is None or not (wait or self._pending[0].done()):
+            return None
+        pending, outcome = self._pending
+        self._pending = None
+        result = pending.result()
+        if outcome is not None:
+            self._progress.add(
+                ItemOutcome(
+                    item=outcome.item,
+                    examples=outcome.examples,
+                    losses=outcome.losses,
+                    refusal=result.refusal,
+                )
+            )
+        if result.versions is not None:
+            self._versions = result.versions
+            self._flat.swap_in()
+        return result
+
+
+def _mean(losses: list[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """The mean of each loss over the steps that have any."""
+    names = dict.fromkeys(name for step in losses for name in step)
+    return {
+        name: float(torch.stack([step[name] for step in losses if name in step]).mean())
+        for name in names
+    }

@@ -1,0 +1,1 @@
+"""Where a run lives: on Ray, or inside one process."""

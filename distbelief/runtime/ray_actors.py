@@ -1,0 +1,226 @@
+"""The processes of a run on Ray: a few lines each around what does the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from distbelief.config import ClusterConfig
+from distbelief.coordinator.schedule import Schedule
+from distbelief.errors import ConfigError, DistBeliefError, ProcessLostError
+from distbelief.observe.report import Report
+from distbelief.replica.exchange import ShardPort
+from distbelief.runtime.coordinator_host import CoordinatorHost
+from distbelief.runtime.evaluator import Evaluator
+from distbelief.runtime.worker import ModelSpec, run_replica
+from distbelief.server.shard import Shard, ShardSpec
+from distbelief.transport.client import ShardClient
+from distbelief.transport.service import ShardServer
+from distbelief.types import Orders, ReplicaReport
+
+CALL_S = 60.0
+"""Deadline of a call to the coordinator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a shard serves, and what."""
+
+    shard: int
+    begin: int
+    end: int
+    incarnation: int
+    address: str
+
+
+def connect(
+    endpoints: Sequence[Endpoint], token: str, config: ClusterConfig, stack: ExitStack
+) -> list[ShardPort]:
+    """Opens a client to each shard, closed with ``stack``."""
+    ports = []
+    for e in endpoints:
+        client = ShardClient(e.shard, e.address, token, timeout_s=config.rpc_timeout_s)
+        port = ShardPort(stack.enter_context(client), e.shard, e.begin, e.end, e.incarnation)
+        ports.append(port)
+    return ports
+
+
+def first_cause(error: BaseException) -> DistBeliefError:
+    """What went wrong in an actor, without what Ray wraps around it."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, DistBeliefError):
+        return error
+    text = str(error).strip().splitlines()
+    reason = next((line.strip() for line in text if line.strip()), type(error).__name__)
+    return ProcessLostError("a process", f"{type(error).__name__}: {reason}")
+
+
+class RayCoordinator:
+    """The coordinator's actor, behind the seam that replicas know."""
+
+    def __init__(self, handle: ActorHandle[Any]) -> None:
+        self._handle = handle
+
+    def report(self, report: ReplicaReport) -> Orders:
+        """See :class:`~distbelief.types.CoordinatorService`."""
+        try:
+            orders: Orders = ray.get(self._handle.report.remote(report), timeout=CALL_S)
+        except RayError as error:
+            raise ProcessLostError("the coordinator", first_cause(error).args[-1]) from error
+        return orders
+
+
+class _Actor:
+    """What all have in common: the importable paths of the driver, and a call that lasts as long."""
+
+    def __init__(self, import_paths: Sequence[str], threads: int) -> None:
+        sys.path += [path for path in import_paths if path not in sys.path]
+        torch.set_num_threads(threads)
+        self._stack = ExitStack()
+        self._closed = threading.Event()
+
+    def watch(self) -> None:
+        """Returns when the actor has been closed; fails when it dies."""
+        self._closed.wait()
+
+    def close(self) -> None:
+        """Ends what the actor runs, in order."""
+        self._stack.close()
+        self._closed.set()
+
+
+class ShardActor(_Actor):
+    """A parameter shard behind its gRPC server."""
+
+    def start(self, spec: ShardSpec, token: str) -> Endpoint:
+        """Begins to serve on this node's address; returns where."""
+        if not (spec.log_folder.parent / "config.json").exists():
+            raise ConfigError(
+                "run_dir",
+                f"host {os.uname().nodename} does not see {spec.log_folder.parent}; give a folder "
+                f"that every host can reach",
+            )
+        shard = self._stack.enter_context(Shard(spec))
+        server = ShardServer(
+            shard,
+            size=spec.size,
+            token=token,
+            n_clients=spec.n_replicas,
+            host=ray.util.get_node_ip_address(),
+        )
+        self._stack.enter_context(server)
+        return Endpoint(spec.index, spec.begin, spec.end, spec.incarnation, server.endpoint)
+
+
+class ReplicaActor(_Actor):
+    """A replica: one long call."""
+
+    def run(
+        self,
+        spec: ModelSpec,
+        replica: int,
+        endpoints: Sequence[Endpoint],
+        token: str,
+        coordinator: ActorHandle[Any],
+    ) -> None:
+        """Trains until the coordinator says that it is over."""
+        with ExitStack() as stack:
+            ports = connect(endpoints, token, spec.config.cluster, stack)
+            run_replica(
+                spec,
+                replica,
+                ports,
+                RayCoordinator(coordinator),
+                n_loaders=spec.config.data.loaders,
+            )
+
+
+class EvaluatorActor(_Actor):
+    """Evaluates the averaged weights, and writes them."""
+
+    def start(self, spec: ModelSpec, endpoints: Sequence[Endpoint], token: str) -> None:
+        """Gets ready."""
+        self._ports = connect(endpoints, token, spec.config.cluster, self._stack)
+        self._evaluator = self._stack.enter_context(
+            Evaluator(spec, n_loaders=spec.config.data.loaders)
+        )
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """See :meth:`Evaluator.evaluate`."""
+        return self._evaluator.evaluate(self._ports)
+
+    def write(self, path: Path) -> None:
+        """See :meth:`Evaluator.write`."""
+        self._evaluator.write(path)
+
+
+class CoordinatorActor(_Actor):
+    """The coordinator with its threads."""
+
+    def start(
+        self,
+        schedule: Schedule,
+        endpoints: Sequence[Endpoint],
+        token: str,
+        config: ClusterConfig,
+        evaluator: ActorHandle[Any],
+        started_at: float,
+        run_dir: Path,
+    ) -> None:
+        """Begins to follow the shards."""
+        self._evaluator = evaluator
+        ports = connect(endpoints, token, config, self._stack)
+        self._host = self._stack.enter_context(
+            CoordinatorHost(
+                schedule,
+                [port.service for port in ports],
+                self._evaluate,
+                lease_s=config.lease_s,
+                patience_s=config.patience_s,
+                started_at=started_at,
+                run_dir=run_dir,
+            )
+        )
+
+    def report(self, report: ReplicaReport) -> Orders:
+        """See :class:`~distbelief.types.CoordinatorService`."""
+        return self._host.report(report)
+
+    def run_report(self) -> Report:
+        """See :meth:`CoordinatorHost.run_report`."""
+        return self._host.run_report()
+
+    def replica_lost(self, replica: int, cause: str) -> int:
+        """See :meth:`CoordinatorHost.replica_lost`."""
+        return self._host.replica_lost(replica, cause)
+
+    def emit(self, kind: str, fields: dict[str, Any]) -> None:
+        """Writes an event."""
+        self._host.emit(kind, **fields)
+
+    def stop(self) -> None:
+        """Orders all replicas to end."""
+        self._host.stop()
+
+    def conclude(self, model_file: Path) -> Report:
+        """See :meth:`CoordinatorHost.conclude`."""
+        return self._host.conclude(lambda: ray.get(self._evaluator.write.remote(model_file)))
+
+    def _evaluate(self) -> dict[str, Any] | None:
+        try:
+            result: dict[str, Any] | None = ray.get(self._evaluator.evaluate.remote())
+        except RayError as error:
+            raise ProcessLostError("the evaluator", str(first_cause(error))) from error
+        return result

@@ -1,0 +1,138 @@
+"""Finding, joining or starting a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray._private.state import available_resources_per_node
+
+from distbelief.errors import ClusterError
+from distbelief.runtime.placement import REPLICA, SHARD, Node
+from distbelief.transport.probe import answers_grpc
+
+PROBE_S = 5.0
+OBJECT_STORE_NBYTES = 80 << 20
+"""Ray's least is 75 MiB; no parameters go through it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where a run goes: ``address`` is None for a local cluster of its own."""
+
+    address: str | None
+
+
+def find_cluster(address: str | None) -> Cluster:
+    """Decides which cluster a run uses, without connecting to it.
+
+    Args:
+        address: ``auto``, ``local``, HOST:PORT, or None: the cluster that runs on this host, if one
+            does and answers, else a local one.
+
+    Raises:
+        ClusterError: no cluster answers where one was asked for.
+    """
+    if address == "local":
+        return Cluster(None)
+    if address in (None, "auto"):
+        found = _cluster_of_this_host()
+        if found is not None:
+            return Cluster(found)
+        if address is None:
+            return Cluster(None)
+        raise ClusterError(
+            "--address auto: no Ray cluster runs on this host; start one with "
+            "`ray start --head`, or leave --address out"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ClusterError(
+            f"--address {address}: say auto, local, inprocess or HOST:PORT, as in 10.0.0.1:6379"
+        )
+    if not answers_grpc(address, PROBE_S):
+        raise ClusterError(
+            f"--address {address}: no Ray cluster answers there within {PROBE_S:g} s; see "
+            f"`ray status` on its head"
+        )
+    return Cluster(address)
+
+
+def _cluster_of_this_host() -> str | None:
+    """The cluster that ``ray start`` has left word of, if it still answers.
+
+    The word outlives a cluster that was killed, and Ray itself would wait for such a one.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    if given and given not in ("auto", "local"):
+        return given if answers_grpc(given, PROBE_S) else None
+    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
+    word = folder / "ray_current_cluster"
+    try:
+        address = word.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return address if address and answers_grpc(address, PROBE_S) else None
+
+
+@contextmanager
+def connected(cluster: Cluster, *, n_shards: int, n_replicas: int) -> Iterator[None]:
+    """Connects this process to the cluster, or starts a local one, for the time of the block."""
+    if ray.is_initialized():
+        yield
+        return
+    if cluster.address is None:
+        # Resources of our own, since CPU fractions on small hosts leave actors pending for ever.
+        ray.init(
+            address="local",
+            num_cpus=1,
+            resources={SHARD: n_shards, REPLICA: n_replicas},
+            object_store_memory=OBJECT_STORE_NBYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        _restrict_token()
+    else:
+        _use_token_of_this_host()
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(
+                f"--address {cluster.address}: cannot join the Ray cluster there: {error}"
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+
+
+def _restrict_token() -> None:
+    """Ray writes its token for everybody to read; it lets its bearer run code as this user."""
+    if _token_file().exists():
+        _token_file().chmod(0o600)
+
+
+def _use_token_of_this_host() -> None:
+    """``ray start --head`` wants a token where the file exists, but a driver does not send it."""
+    if "RAY_AUTH_MODE" not in os.environ and _token_file().exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def nodes() -> list[Node]:
+    """The nodes that are alive, with what is free on each."""
+    free = available_resources_per_node()
+    return [
+        Node(node["NodeID"], node["NodeManagerHostname"], dict(free.get(node["NodeID"], {})))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]

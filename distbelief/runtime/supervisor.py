@@ -1,0 +1,191 @@
+"""Watches a run from its start to its end: starts replicas, replaces the dead, tells the user."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from distbelief.errors import DistBeliefError, ProcessLostError, RunError
+from distbelief.observe.report import Report, progress_line, summary
+from distbelief.runtime.prepare import Prepared
+from distbelief.runtime.world import ReplicaEnd, World
+from distbelief.storage import write_json
+
+Say = Callable[[str], None]
+
+MAX_BARREN_DEATHS = 3
+"""So many replicas dying one after another, with no example applied meanwhile, end the run."""
+
+LINE_S = 3.0
+WAIT_S = 0.25
+DRAIN_S = 60.0
+
+
+@dataclass
+class Stop:
+    """Whether the user has asked the run to end."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    signals: int = 0
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks; the second one insists."""
+        self.signals += 1
+        self.event.set()
+        if self.signals > 1:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask for an orderly end for the time of the block.
+
+    Outside the main thread, where Python takes no handlers, nothing is installed.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop.on_signal) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Supervisor:
+    """One run in a world."""
+
+    def __init__(self, world: World, prepared: Prepared, stop: Stop, say: Say) -> None:
+        self._world = world
+        self._prepared = prepared
+        self._stop = stop
+        self._say = say
+        self._n_replicas = prepared.config.cluster.replicas
+        self._started = 0
+        self._running: set[int] = set()
+        self._awaited: list[tuple[dict[str, Any], float, int]] = []
+        self._recoveries: list[dict[str, Any]] = []
+        self._barren_deaths = 0
+        self._examples_at_death = -1
+
+    def run(self) -> dict[str, Any]:
+        """Runs to the end, or to the user's stop; returns what went into ``summary.json``.
+
+        Raises:
+            RunError: the run failed; ``summary.json`` says so.
+        """
+        try:
+            return self._run()
+        except (DistBeliefError, KeyboardInterrupt) as error:
+            self._fail(error)
+            raise
+
+    def _run(self) -> dict[str, Any]:
+        for _ in range(self._n_replicas):
+            self._start_replica()
+        told_at = time.monotonic()
+        while True:
+            ends = self._world.wait(WAIT_S)
+            report = self._world.report()
+            if report.failure:
+                raise RunError(report.failure)
+            for end in ends:
+                self._running.discard(end.replica)
+                if end.cause:
+                    self._replace(end, report)
+            self._note_recoveries(report)
+            if report.finished or self._stop.event.is_set():
+                break
+            if time.monotonic() - told_at >= LINE_S:
+                told_at = time.monotonic()
+                self._say(progress_line(report))
+        return self._end("finished" if report.finished else "interrupted")
+
+    def _end(self, status: str) -> dict[str, Any]:
+        if status == "interrupted":
+            self._say("stopping: each replica finishes its step (once more to stop at once)")
+        self._world.stop()
+        give_up_at = time.monotonic() + DRAIN_S
+        while self._running and time.monotonic() < give_up_at:
+            self._running -= {end.replica for end in self._world.wait(WAIT_S)}
+        if self._running:
+            self._world.emit("not_drained", replicas=sorted(self._running))
+        report = self._world.conclude(self._prepared.run_dir / "model.safetensors")
+        self._say(progress_line(report))
+        return self._write_summary(report, status)
+
+    def _start_replica(self) -> int:
+        replica = self._started
+        self._started += 1
+        self._world.start_replica(replica)
+        self._running.add(replica)
+        return replica
+
+    def _replace(self, end: ReplicaEnd, report: Report) -> None:
+        if end.fatal:
+            raise RunError(f"replica {end.replica}: {end.cause}")
+        n_items = self._world.replica_lost(end.replica, end.cause)
+        if report.finished or self._stop.event.is_set():
+            return
+        self._count_barren(end, report)
+        successor = self._start_replica()
+        self._say(
+            f"replica {end.replica} was lost ({end.cause}); {n_items} items go to others, "
+            f"replica {successor} takes its place"
+        )
+        recovery = {
+            "what": f"replica {end.replica}",
+            "cause": end.cause,
+            "t": round(report.elapsed_s, 2),
+            "seconds": None,
+            "items_leased_again": n_items,
+        }
+        self._recoveries.append(recovery)
+        self._awaited.append((recovery, time.monotonic(), successor))
+
+    def _count_barren(self, end: ReplicaEnd, report: Report) -> None:
+        barren = report.examples_applied == self._examples_at_death
+        self._barren_deaths = self._barren_deaths + 1 if barren else 1
+        self._examples_at_death = report.examples_applied
+        if self._barren_deaths > MAX_BARREN_DEATHS:
+            raise ProcessLostError(f"replica {end.replica}", end.cause)
+
+    def _note_recoveries(self, report: Report) -> None:
+        """A replacement serves once it has done its first item."""
+        working = {r["replica"] for r in report.replicas if r["items"]}
+        for entry in list(self._awaited):
+            recovery, died_at, successor = entry
+            if successor in working:
+                recovery["seconds"] = round(time.monotonic() - died_at, 2)
+                self._world.emit("replica_replaced", **recovery, replica=successor)
+                self._awaited.remove(entry)
+
+    def _write_summary(self, report: Report, status: str) -> dict[str, Any]:
+        cluster = self._prepared.config.cluster
+        written = summary(
+            report,
+            status=status,
+            replicas=cluster.replicas,
+            shards=cluster.shards,
+            recoveries=self._recoveries,
+        )
+        write_json(self._prepared.run_dir / "summary.json", written)
+        self._world.emit("end", status=status)
+        return written
+
+    def _fail(self, error: BaseException) -> None:
+        try:
+            self._world.emit("failure", cause=str(error) or type(error).__name__)
+            self._write_summary(self._world.report(), "failed")
+        except RunError:
+            # The coordinator is what died: the first error says why, and is on its way up.
+            return

@@ -1,0 +1,118 @@
+"""One replica's whole life, wherever it runs: data, model, buffers, loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distbelief.config import TrainConfig
+from distbelief.data.dataset import Dataset, open_data
+from distbelief.data.loader import BatchLoader
+from distbelief.data.transforms import TrainTransform
+from distbelief.errors import ConfigError, DataError
+from distbelief.items import ItemPlan
+from distbelief.layout import Layout
+from distbelief.replica.buffers import FlatModel
+from distbelief.replica.downpour import Downpour, Progress, Reporter
+from distbelief.replica.exchange import Exchange, ShardPort
+from distbelief.replica.feed import Feed
+from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
+from distbelief.runtime.prepare import build_model, digests_of
+from distbelief.types import CoordinatorService
+
+BATCHES_AHEAD = 2
+"""Batches that each loader process has before it: one at work, one next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a process needs to build the run's model and data as all others do."""
+
+    config: TrainConfig
+    plan: ItemPlan
+    layout: str
+    n_outputs: int
+    digests: tuple[str, ...]
+
+    def open(self) -> tuple[Dataset, torch.nn.Module, Layout]:
+        """Opens the data and builds the model.
+
+        Raises:
+            UsageError: this host sees other images, or builds another model, than the run's start.
+        """
+        dataset = open_data(self.config.data, self.config.seed)
+        if digests_of(dataset) != self.digests:
+            raise DataError(
+                str(self.config.data.data),
+                f"host {os.uname().nodename} sees other images there than the host that started "
+                f"the run; give a path that is the same on every host",
+            )
+        model = build_model(self.config, self.n_outputs)
+        layout = Layout.of(model.named_parameters(), bias_rate=self.config.optimizer.bias_rate)
+        if layout.fingerprint != self.layout:
+            raise ConfigError(
+                "model",
+                f"host {os.uname().nodename} builds another network than the host that started "
+                f"the run; install the same versions everywhere",
+            )
+        return dataset, model, layout
+
+
+def run_replica(
+    spec: ModelSpec,
+    replica: int,
+    ports: Sequence[ShardPort],
+    coordinator: CoordinatorService,
+    *,
+    n_loaders: int,
+) -> None:
+    """Computes and pushes leased items until the coordinator says that it is over. Blocks.
+
+    Args:
+        spec: The run.
+        replica: This replica's number.
+        ports: The shards, in order.
+        coordinator: Where leases come from.
+        n_loaders: Loader processes; 0 decodes in a thread.
+    """
+    config = spec.config
+    dataset, model, layout = spec.open()
+    device = resolve_device(config.replica.device)
+    flat = FlatModel(model, layout, device)
+    step = Step(
+        model=flat.model,
+        images=ImageInput(config.data.normalize, device, config.model.channels_last),
+        aux_weight=config.model.aux_weight,
+        device=device,
+        precision=resolve_precision(config.replica.precision, device),
+    )
+    transform = TrainTransform(config.data.image_size)
+    with (
+        BatchLoader(dataset.train, transform, config.seed, n_loaders) as loader,
+        Exchange(
+            ports,
+            layout=layout.fingerprint,
+            replica=replica,
+            patience_s=config.cluster.patience_s,
+        ) as exchange,
+    ):
+        ahead = BATCHES_AHEAD * max(1, n_loaders)
+        feed = Feed(spec.plan, config.seed, loader.submit, batches_ahead=ahead)
+        progress = Progress()
+        loop = Downpour(
+            replica=replica,
+            flat=flat,
+            layout=layout,
+            step=step,
+            exchange=exchange,
+            feed=feed,
+            progress=progress,
+            config=config.replica,
+            seed=config.seed,
+            max_norm=config.optimizer.max_norm,
+        )
+        with Reporter(coordinator, feed, progress, replica) as reporter:
+            loop.run(reporter)

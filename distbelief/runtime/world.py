@@ -1,0 +1,70 @@
+"""What a run is made of, seen from its supervisor: the same on Ray and inside one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from distbelief.observe.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEnd:
+    """A replica that has ended: in order if ``cause`` is empty; ``fatal`` if no other can do better."""
+
+    replica: int
+    cause: str
+    fatal: bool = False
+
+
+class World(Protocol):
+    """Processes or threads of one run. A context manager that leaves nothing behind.
+
+    ``__enter__`` returns once the shards hold the initial values and the coordinator answers.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def start_replica(self, replica: int) -> None:
+        """Starts a replica of that number, which has never been used before; does not block."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[ReplicaEnd]:
+        """Waits until a replica ends, for ``timeout_s`` at most; returns all that ended.
+
+        Raises:
+            ProcessLostError: something that the run cannot do without has died.
+        """
+        ...
+
+    def report(self) -> Report:
+        """How the run stands."""
+        ...
+
+    def replica_lost(self, replica: int, cause: str) -> int:
+        """Tells the coordinator of a death; returns how many items go to others."""
+        ...
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Writes an event."""
+        ...
+
+    def stop(self) -> None:
+        """Orders all replicas to end after what they are computing; does not block."""
+        ...
+
+    def conclude(self, model_file: Path) -> Report:
+        """After the last replica: a last look at the shards, and at their averaged weights.
+
+        Evaluates these, writes them to ``model_file``, and returns how the run ended.
+        """
+        ...
