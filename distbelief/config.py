@@ -39,7 +39,7 @@ class ModelConfig:
     heads: bool = True
     """The two auxiliary classifiers, as in the paper."""
     init: Literal["caffe", "he"] = "caffe"
-    """Initial values: Caffe's Xavier with biases of 0.2, or He's for rectifiers with biases of 0."""
+    """Initial values: Caffe's Xavier with biases of 0.2, or He's for rectifiers."""
     aux_weight: float = 0.3
     """Weight of each auxiliary loss."""
     channels_last: bool = True
@@ -47,7 +47,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "width")
-        _require(0 <= self.aux_weight, "aux_weight", f"must be 0 or more, not {self.aux_weight}")
+        _require(self.aux_weight >= 0, "aux_weight", f"must be 0 or more, not {self.aux_weight}")
 
 
 @dataclass(frozen=True, kw_only=True)

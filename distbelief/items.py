@@ -50,7 +50,7 @@ class ItemPlan:
         epochs: float,
         max_examples: int | None,
     ) -> ItemPlan:
-        """The plan of a run of ``epochs`` passes, cut at the first item that reaches ``max_examples``.
+        """The plan of ``epochs`` passes, cut at the first item that reaches ``max_examples``.
 
         Items are never cut short by the limit, so that an item covers the same examples whatever
         the limit is.

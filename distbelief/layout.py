@@ -7,6 +7,7 @@ holds plain values only, so that shards and the coordinator know it without the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,10 +100,13 @@ class Layout:
         if n_shards > self.size:
             raise ConfigError("shards", f"{n_shards} shards for {self.size} parameters; take fewer")
         cuts = [i * self.size // n_shards for i in range(n_shards + 1)]
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(itertools.pairwise(cuts))
 
     def segments(self, begin: int, end: int) -> tuple[Segment, ...]:
-        """What differs by range within ``[begin, end)``, counted from ``begin``; neighbours that agree are one."""
+        """What differs by range within ``[begin, end)``; neighbours that agree are one.
+
+        Segments count from ``begin``.
+        """
         found: list[Segment] = []
         for p in self.parameters:
             low, high = max(p.begin, begin) - begin, min(p.end, end) - begin
@@ -128,7 +132,7 @@ class Layout:
 
 
 def _dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The tensor's stride if its elements fill their memory without gaps, else the contiguous one."""
+    """The tensor's stride if its elements lie without gaps, else the contiguous one."""
     by_stride = sorted(zip(tensor.stride(), tensor.shape, strict=True))
     expected = 1
     for stride, size in by_stride:

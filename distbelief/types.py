@@ -153,7 +153,7 @@ class ParameterService(Protocol):
         ...
 
     def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
-        """Applies an item's gradient unless the shard has applied it, and returns what became of it.
+        """Applies an item's gradient unless the shard has it already; returns what became of it.
 
         Returns when the gradient has been applied, so that a fetch afterwards sees it. With
         ``fetch_into``, of the gradient's size, the newest parameters of its range, the push
@@ -169,7 +169,7 @@ class ShardService(ParameterService, Protocol):
     """A shard as the coordinator sees it."""
 
     def load(self, values: torch.Tensor) -> None:
-        """Sets the shard's initial parameters, ``(end - begin,) float32``; only before the first push."""
+        """Sets the initial parameters, ``(end - begin,) float32``; only before the first push."""
         ...
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Builds the Python classes of the protocol; with --check says whether those in the tree are current.
+"""Builds the Python classes of the protocol; with --check says whether the tree's are current.
 
 Usage: python protos/generate.py [--check]
 """

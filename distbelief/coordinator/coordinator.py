@@ -83,7 +83,7 @@ class Coordinator:
         self._replica_refusals: Counter[str] = Counter()
 
     def report(self, report: ReplicaReport, at: float = 0.0) -> Orders:
-        """See :class:`~distbelief.types.CoordinatorService`; ``at`` is the caller's time in seconds."""
+        """See :class:`~distbelief.types.CoordinatorService`; ``at`` is the time in seconds."""
         with self._lock:
             self._now += 1
             if report.replica in self._membership.lost:
@@ -129,7 +129,7 @@ class Coordinator:
             return taken
 
     def take_set_aside(self) -> dict[int, str]:
-        """Items that every shard must be told to set aside, with the reason, since the last call."""
+        """Items that every shard must be told to set aside, since the last call, with reasons."""
         with self._lock:
             taken, self._to_set_aside = self._to_set_aside, {}
             return taken
@@ -186,7 +186,13 @@ class Coordinator:
 
     def _lease(self, replica: int) -> tuple[LeasedItem, ...]:
         n_held = len(self._ledger.held_by(replica))
-        n = self._membership.wanted(replica, n_held, self._ledger.n_open, self._lease_s)
+        n = self._membership.wanted(
+            replica,
+            n_held=n_held,
+            n_open=self._ledger.n_open,
+            items_per_epoch=self._schedule.plan.items_per_epoch,
+            lease_s=self._lease_s,
+        )
         leased = []
         for number, lease in self._ledger.lease(replica, n):
             item = self._schedule.plan.item(number)

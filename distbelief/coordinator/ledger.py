@@ -84,7 +84,7 @@ class Ledger:
 
     def lease(self, replica: int, n_items: int) -> list[tuple[int, int]]:
         """Leases up to ``n_items`` to a replica: pairs of item and lease number, in item order."""
-        granted = []
+        granted: list[tuple[int, int]] = []
         while len(granted) < n_items and (item := self._take()) is not None:
             self._leases[item] = Lease(self._next_lease, replica)
             granted.append((item, self._next_lease))
@@ -109,13 +109,13 @@ class Ledger:
         return freed
 
     def fail(self, replica: int, item: int) -> int:
-        """Frees an item that a replica could not get applied; returns how often that has happened."""
+        """Frees an item that a replica could not get applied; returns how often it has failed."""
         self.give_back(replica, [item])
         self._attempts[item] = self._attempts.get(item, 0) + 1
         return self._attempts[item]
 
     def lose(self, replica: int) -> list[int]:
-        """Frees all that a dead replica held, reported or not; returns the items that are not done."""
+        """Frees all that a dead replica held, reported or not; returns those that are not done."""
         held = [i for i, lease in self._leases.items() if lease.replica == replica]
         return [item for item in self.give_back(replica, held) if item not in self.done]
 

@@ -3,10 +3,11 @@
 With x the examples before the item, E those of an epoch and T those of the run:
 
     fixed        lr
-    step         lr * factor ** floor(x / (step_epochs * E))   (Szegedy et al. 2014: 0.96 every 8 epochs)
+    step         lr * factor ** floor(x / (step_epochs * E))
     polynomial   lr * (1 - x / T) ** power
 
-During the first ``warmup_examples`` it is multiplied by (x + examples of the item) / warmup_examples.
+Szegedy et al. 2014 take ``step`` with 0.96 every 8 epochs. During the first ``warmup_examples`` the
+rate is multiplied by (x + examples of the item) / warmup_examples.
 """
 
 from __future__ import annotations

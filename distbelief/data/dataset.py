@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distbelief.config import DataConfig
+from distbelief.data.cache import CachedSource
 from distbelief.data.folder import open_folder
 from distbelief.data.shapes import DrawnShapes
 from distbelief.data.source import ImageSource
+from distbelief.data.transforms import SMALL
 from distbelief.errors import DataError
 
 
@@ -55,4 +57,6 @@ def open_data(config: DataConfig, seed: int) -> Dataset:
             f"there are {n_classes} classes, more than --classes {n_outputs}: raise it to at least"
             f" {n_classes}, or leave it out",
         )
+    if config.image_size <= SMALL:
+        train = CachedSource(train)
     return Dataset(train=train, val=val, classes=train.classes, n_outputs=n_outputs)

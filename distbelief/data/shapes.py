@@ -17,6 +17,9 @@ CLASSES = (
     "arrow", "bars", "cross", "disc", "moon", "rhombus", "ring", "square", "star", "triangle",
 )  # fmt: skip
 
+TILT = 0.5
+"""Shapes are turned by up to so many radians either way."""
+
 Points = tuple[tuple[float, float], ...]
 Colour = tuple[int, int, int]
 
@@ -110,21 +113,19 @@ def draw(shape: str, size: int, rng: np.random.Generator) -> Image.Image:
     canvas = Image.new("RGB", (side, side), back)
     pen = ImageDraw.Draw(canvas)
     _clutter(pen, side, u[8:16])
-    radius = side * (0.26 + 0.18 * u[24])
+    radius = side * (0.30 + 0.16 * u[24])
     x = radius + (side - 2 * radius) * u[25]
     y = radius + (side - 2 * radius) * u[26]
-    _shape(pen, shape, (x, y), radius, 2 * math.pi * u[27], fore, back)
+    _shape(pen, shape, (x, y), radius, TILT * (2 * u[27] - 1), fore, back)
     _clutter(pen, side, u[16:24])
     return _shaded(canvas.reduce(scale), u[28:31], rng)
 
 
 def _colours(u: list[float]) -> tuple[Colour, Colour]:
-    back = [int(40 + 176 * value) for value in u[:3]]
-    # Each channel moves by 75 to 120 in whichever direction has room, so that all can be seen.
-    fore = [
-        value + int(75 + 45 * step) * (1 if value < 128 else -1)
-        for value, step in zip(back, u[3:], strict=True)
-    ]
+    # Bright on dark: were either possible, a small network without batch normalisation would take
+    # most of a quick run to get off the ground.
+    back = [int(10 + 80 * value) for value in u[:3]]
+    fore = [value + int(110 + 50 * step) for value, step in zip(back, u[3:], strict=True)]
     return (back[0], back[1], back[2]), (fore[0], fore[1], fore[2])
 
 
@@ -168,7 +169,7 @@ def _shape(
 
 def _shaded(image: Image.Image, u: list[float], rng: np.random.Generator) -> Image.Image:
     size = image.width
-    amplitude = 0.03 + 0.12 * u[0]
+    amplitude = 0.02 + 0.08 * u[0]
     ramp = _ramp(size)
     shade = (50 * (u[1] - 0.5) * ramp)[:, None] + (50 * (u[2] - 0.5) * ramp - 127.5 * amplitude)
     noise = np.frombuffer(rng.bytes(3 * size * size), dtype=np.uint8).reshape(size, size, 3)

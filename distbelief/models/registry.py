@@ -47,9 +47,9 @@ def names() -> tuple[str, ...]:
 def build(config: ModelConfig, *, classes: int, image_size: int, seed: int) -> nn.Module:
     """A network on the CPU, in training mode, with float32 parameters.
 
-    Its ``nn.Dropout`` layers become seeded ones. Its values are the same in every process for the same arguments; torch's global generator is
-    left as it was. Parameters of four dimensions are channels-last in memory if
-    ``config.channels_last``, all others contiguous.
+    Its values are the same in every process for the same arguments; torch's global generator is
+    left as it was. Its ``nn.Dropout`` layers become seeded ones. Parameters of four dimensions are
+    channels-last in memory if ``config.channels_last``, all others contiguous.
 
     A factory by import path is called with ``num_classes=classes`` if it takes that argument.
 

@@ -48,7 +48,7 @@ class FlatModel:
         self._bind_gradient()
 
     def swap_in(self) -> None:
-        """Makes the values in ``incoming`` the model's parameters; ``incoming`` is then free again."""
+        """Makes the values in ``incoming`` the model's parameters; it is then free again."""
         if self._on_host:
             self.parameters, self.incoming = self.incoming, self.parameters
             self._bind_parameters()

@@ -188,14 +188,21 @@ class Downpour:
         reporter.check()
 
     def _next(self) -> Work | None:
-        if not self._feed.ready:
-            # Nothing to compute behind which the last push could be hidden; its outcome may matter.
+        if self._feed.ready:
+            return self._feed.next()
+        # Nothing to compute behind which the last push could be hidden; its outcome may matter.
+        self._collect()
+        work = self._feed.next()
+        if work is not None:
+            # The others may have gone far meanwhile.
+            self._start(None, None, fetch=True)
             self._collect()
-        return self._feed.next()
+        return work
 
     def _do(self, work: Work) -> None:
         base = self._versions
-        examples, skipped = 0, []
+        examples = 0
+        skipped: list[int] = []
         losses: list[Mapping[str, torch.Tensor]] = []
         for number, future in enumerate(work.batches):
             batch = future.result()
@@ -252,7 +259,7 @@ class Downpour:
             self._collect()
 
     def _refusal(self, work: Work) -> str:
-        """Refuses the whole gradient before its first byte leaves, so that no shard applies a part."""
+        """Refuses a gradient before its first byte leaves, so that no shard applies a part."""
         gradient = self._flat.gradient
         if self._accrued is not None:
             gradient = gradient + self._accrued

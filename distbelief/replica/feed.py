@@ -29,7 +29,7 @@ class Work:
 
 
 class Feed:
-    """Items in the order in which they were leased, the first few of them being loaded. Thread-safe."""
+    """Items in the order of their leases, the first few of them being loaded. Thread-safe."""
 
     def __init__(self, plan: ItemPlan, seed: int, submit: Submit, *, batches_ahead: int) -> None:
         self._plan = plan

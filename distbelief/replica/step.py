@@ -36,8 +36,8 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
 class ImageInput:
     """Turns decoded images into what a network takes, on its device.
 
-    ``(n, size, size, 3) uint8`` becomes ``(n, 3, size, size) float32``, normalised; channels-last in
-    memory unless ``channels_last`` is false.
+    ``(n, size, size, 3) uint8`` becomes ``(n, 3, size, size) float32``, normalised, and
+    channels-last in memory unless ``channels_last`` is false.
     """
 
     def __init__(self, kind: Literal["caffe", "unit"], device: torch.device, channels_last: bool):

@@ -115,7 +115,8 @@ class Evaluator:
             yield from self._cache
             return
         val, loader, config = self._dataset.val, self._loader, self._spec.config
-        assert val is not None and loader is not None
+        assert val is not None
+        assert loader is not None
         nbytes = val.n_examples * config.data.image_size**2 * 3
         requests = sequential_batches(val.n_examples, EVALUATION_BATCH)
         kept = []

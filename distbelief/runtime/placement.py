@@ -1,4 +1,4 @@
-"""Which node each shard and each replica goes to: a pure decision, carried out by placement groups."""
+"""Which node each shard and replica goes to: a pure decision, for placement groups to carry out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distbelief.errors import ClusterError
 Resources = Mapping[str, float]
 
 SHARD, REPLICA = "shard", "replica"
-"""Resources of our own: where a cluster has them, shards and replicas go only to nodes with them."""
+"""Resources of our own: where a cluster has them, only nodes with them are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one process goes: ``node_id`` is None if it must wait for a node that is not there yet."""
+    """Where one process goes; ``node_id`` is None if it must wait for a node yet to come."""
 
     role: str
     index: int

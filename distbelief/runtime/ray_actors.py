@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from distbelief.config import ClusterConfig
@@ -46,14 +45,17 @@ class Endpoint:
 
 def connect(
     endpoints: Sequence[Endpoint], token: str, config: ClusterConfig, stack: ExitStack
-) -> list[ShardPort]:
+) -> tuple[list[ShardPort], list[ShardClient]]:
     """Opens a client to each shard, closed with ``stack``."""
-    ports = []
-    for e in endpoints:
-        client = ShardClient(e.shard, e.address, token, timeout_s=config.rpc_timeout_s)
-        port = ShardPort(stack.enter_context(client), e.shard, e.begin, e.end, e.incarnation)
-        ports.append(port)
-    return ports
+    clients = [
+        stack.enter_context(ShardClient(e.shard, e.address, token, timeout_s=config.rpc_timeout_s))
+        for e in endpoints
+    ]
+    ports = [
+        ShardPort(client, e.shard, e.begin, e.end, e.incarnation)
+        for e, client in zip(endpoints, clients, strict=True)
+    ]
+    return ports, clients
 
 
 def first_cause(error: BaseException) -> DistBeliefError:
@@ -67,10 +69,16 @@ def first_cause(error: BaseException) -> DistBeliefError:
     return ProcessLostError("a process", f"{type(error).__name__}: {reason}")
 
 
+def node_address() -> str:
+    """The address of this node, by which the others reach it."""
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
+
+
 class RayCoordinator:
     """The coordinator's actor, behind the seam that replicas know."""
 
-    def __init__(self, handle: ActorHandle[Any]) -> None:
+    def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     def report(self, report: ReplicaReport) -> Orders:
@@ -83,7 +91,7 @@ class RayCoordinator:
 
 
 class _Actor:
-    """What all have in common: the importable paths of the driver, and a call that lasts as long."""
+    """What all have in common: the driver's import paths, and a call that lasts as long."""
 
     def __init__(self, import_paths: Sequence[str], threads: int) -> None:
         sys.path += [path for path in import_paths if path not in sys.path]
@@ -118,7 +126,7 @@ class ShardActor(_Actor):
             size=spec.size,
             token=token,
             n_clients=spec.n_replicas,
-            host=ray.util.get_node_ip_address(),
+            host=node_address(),
         )
         self._stack.enter_context(server)
         return Endpoint(spec.index, spec.begin, spec.end, spec.incarnation, server.endpoint)
@@ -133,11 +141,11 @@ class ReplicaActor(_Actor):
         replica: int,
         endpoints: Sequence[Endpoint],
         token: str,
-        coordinator: ActorHandle[Any],
+        coordinator: Any,
     ) -> None:
         """Trains until the coordinator says that it is over."""
         with ExitStack() as stack:
-            ports = connect(endpoints, token, spec.config.cluster, stack)
+            ports, _ = connect(endpoints, token, spec.config.cluster, stack)
             run_replica(
                 spec,
                 replica,
@@ -152,7 +160,7 @@ class EvaluatorActor(_Actor):
 
     def start(self, spec: ModelSpec, endpoints: Sequence[Endpoint], token: str) -> None:
         """Gets ready."""
-        self._ports = connect(endpoints, token, spec.config.cluster, self._stack)
+        self._ports, _ = connect(endpoints, token, spec.config.cluster, self._stack)
         self._evaluator = self._stack.enter_context(
             Evaluator(spec, n_loaders=spec.config.data.loaders)
         )
@@ -175,17 +183,17 @@ class CoordinatorActor(_Actor):
         endpoints: Sequence[Endpoint],
         token: str,
         config: ClusterConfig,
-        evaluator: ActorHandle[Any],
+        evaluator: Any,
         started_at: float,
         run_dir: Path,
     ) -> None:
         """Begins to follow the shards."""
         self._evaluator = evaluator
-        ports = connect(endpoints, token, config, self._stack)
+        _, clients = connect(endpoints, token, config, self._stack)
         self._host = self._stack.enter_context(
             CoordinatorHost(
                 schedule,
-                [port.service for port in ports],
+                clients,
                 self._evaluate,
                 lease_s=config.lease_s,
                 patience_s=config.patience_s,
@@ -216,11 +224,15 @@ class CoordinatorActor(_Actor):
 
     def conclude(self, model_file: Path) -> Report:
         """See :meth:`CoordinatorHost.conclude`."""
-        return self._host.conclude(lambda: ray.get(self._evaluator.write.remote(model_file)))
+
+        def write() -> None:
+            ray.get(self._evaluator.write.remote(model_file))
+
+        return self._host.conclude(write)
 
     def _evaluate(self) -> dict[str, Any] | None:
         try:
-            result: dict[str, Any] | None = ray.get(self._evaluator.evaluate.remote())
+            result: Any = ray.get(self._evaluator.evaluate.remote())
         except RayError as error:
             raise ProcessLostError("the evaluator", str(first_cause(error))) from error
-        return result
+        return None if result is None else dict(result)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -95,13 +97,13 @@ def connected(cluster: Cluster, *, n_shards: int, n_replicas: int) -> Iterator[N
             object_store_memory=OBJECT_STORE_NBYTES,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
         _restrict_token()
     else:
         _use_token_of_this_host()
         try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
                 f"--address {cluster.address}: cannot join the Ray cluster there: {error}"
@@ -130,9 +132,10 @@ def _use_token_of_this_host() -> None:
 
 def nodes() -> list[Node]:
     """The nodes that are alive, with what is free on each."""
-    free = available_resources_per_node()
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [
         Node(node["NodeID"], node["NodeManagerHostname"], dict(free.get(node["NodeID"], {})))
-        for node in ray.nodes()
+        for node in known
         if node["Alive"]
     ]

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import (
     PlacementGroup,
@@ -54,8 +53,9 @@ CALL_S = 60.0
 CLOSE_S = 15.0
 NODE_LABEL = "ray.io/node-id"
 
-T = TypeVar("T")
-Handle = ActorHandle[Any]
+# What Ray hands out for an actor of ours has no type that a checker could follow.
+Handle = Any
+Ref = Any
 
 
 class RayWorld:
@@ -71,8 +71,8 @@ class RayWorld:
         self._stack = ExitStack()
         self._groups: dict[tuple[str, int], PlacementGroup] = {}
         self._actors: list[Handle] = []
-        self._watched: dict[ray.ObjectRef[Any], str] = {}
-        self._replicas: dict[ray.ObjectRef[Any], int] = {}
+        self._watched: dict[Ref, str] = {}
+        self._replicas: dict[Ref, int] = {}
         self._replica_actors: dict[int, Handle] = {}
         self._free_slots: list[int] = []
         self._slots: dict[int, int] = {}
@@ -114,9 +114,8 @@ class RayWorld:
     def wait(self, timeout_s: float) -> list[ReplicaEnd]:
         """See :class:`World`."""
         refs = [*self._watched, *self._replicas]
-        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
         ends = []
-        for ref in ready:
+        for ref in _ready(refs, 1, timeout_s):
             if ref in self._watched:
                 what = self._watched.pop(ref)
                 raise ProcessLostError(what, _cause_of(ref) or "it ended by itself")
@@ -125,11 +124,13 @@ class RayWorld:
 
     def report(self) -> Report:
         """See :class:`World`."""
-        return self._get(self._coordinator.run_report.remote())
+        report: Report = self._get(self._coordinator.run_report.remote())
+        return report
 
     def replica_lost(self, replica: int, cause: str) -> int:
         """See :class:`World`."""
-        return self._get(self._coordinator.replica_lost.remote(replica, cause))
+        n_items: int = self._get(self._coordinator.replica_lost.remote(replica, cause))
+        return n_items
 
     def emit(self, kind: str, **fields: Any) -> None:
         """See :class:`World`."""
@@ -141,7 +142,8 @@ class RayWorld:
 
     def conclude(self, model_file: Path) -> Report:
         """See :class:`World`."""
-        return self._get(self._coordinator.conclude.remote(model_file), timeout_s=None)
+        report: Report = self._get(self._coordinator.conclude.remote(model_file), timeout_s=None)
+        return report
 
     def _reserve(self) -> None:
         """A placement group for each shard and each replica, in time or with the reason why not."""
@@ -155,8 +157,7 @@ class RayWorld:
         if unplaced:
             self._say(f"waiting for room in the cluster for {len(unplaced)} processes more")
         waits = [self._groups[p.role, p.index].ready() for p in placements]
-        ready, _ = ray.wait(waits, num_returns=len(waits), timeout=config.patience_s)
-        if len(ready) < len(waits):
+        if len(_ready(waits, len(waits), config.patience_s)) < len(waits):
             require_room(placements, here, config.patience_s)
             raise ProcessLostError("a node", "it had room for the run and has none any more")
         self._replicas_by_host = _count_by_host(placements, here)
@@ -228,7 +229,8 @@ class RayWorld:
         self, kind: type[Any], strategy: object, bundle: dict[str, float], threads: int
     ) -> Handle:
         cpus, gpus = bundle.pop("CPU", 0.0), bundle.pop("GPU", 0.0)
-        remote = ray.remote(
+        remote: Any = ray.remote(kind)
+        actor: Handle = remote.options(
             num_cpus=cpus,
             num_gpus=gpus,
             resources=bundle,
@@ -236,12 +238,11 @@ class RayWorld:
             max_task_retries=0,
             max_concurrency=self._config.replicas + 8,
             scheduling_strategy=strategy,
-        )(kind)
-        actor: Handle = remote.remote(tuple(sys.path), threads)
+        ).remote(tuple(sys.path), threads)
         self._actors.append(actor)
         return actor
 
-    def _end_of(self, ref: ray.ObjectRef[Any]) -> ReplicaEnd:
+    def _end_of(self, ref: Ref) -> ReplicaEnd:
         replica = self._replicas.pop(ref)
         slot = self._slots.pop(replica)
         actor = self._replica_actors.pop(replica)
@@ -279,7 +280,7 @@ class RayWorld:
         """Ends every actor, first by asking, and gives the room back."""
         asked = [actor.close.remote() for actor in self._actors]
         if asked:
-            ray.wait(asked, num_returns=len(asked), timeout=CLOSE_S)
+            _ready(asked, len(asked), CLOSE_S)
         for actor in self._actors:
             ray.kill(actor)
         for group in self._groups.values():
@@ -288,7 +289,8 @@ class RayWorld:
 
 def _group(p: Placement) -> PlacementGroup:
     selector = None if p.node_id is None else [{NODE_LABEL: p.node_id}]
-    return placement_group([dict(p.bundle)], bundle_label_selector=selector)
+    group: PlacementGroup = placement_group([dict(p.bundle)], bundle_label_selector=selector)
+    return group
 
 
 def _count_by_host(placements: list[Placement], here: list[Node]) -> dict[str, int]:
@@ -300,7 +302,12 @@ def _count_by_host(placements: list[Placement], here: list[Node]) -> dict[str, i
     return counts
 
 
-def _cause_of(ref: ray.ObjectRef[Any]) -> str:
+def _ready(refs: list[Ref], n: int, timeout_s: float) -> list[Ref]:
+    ready, _ = ray.wait(refs, num_returns=n, timeout=timeout_s)
+    return list(ready)
+
+
+def _cause_of(ref: Ref) -> str:
     try:
         ray.get(ref)
     except RayError as error:

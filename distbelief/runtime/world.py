@@ -12,7 +12,10 @@ from distbelief.observe.report import Report
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEnd:
-    """A replica that has ended: in order if ``cause`` is empty; ``fatal`` if no other can do better."""
+    """A replica that has ended, in order if ``cause`` is empty.
+
+    ``fatal`` means that no other replica could do better.
+    """
 
     replica: int
     cause: str

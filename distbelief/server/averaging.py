@@ -1,10 +1,10 @@
-"""Polyak averaging of a shard's parameters (Polyak and Juditsky 1992), by its own count of examples.
+"""Polyak averaging (Polyak and Juditsky 1992) by a shard's own count of examples.
 
-    uniform       a <- a + (p - a) w / W      w: examples since the last update, W: examples of the tail
+    uniform       a <- a + (p - a) w / W       w: examples since the last update, W: of the tail
     exponential   a <- a + (p - a) (1 - d**k)  k: examples since the last update, in whole items
 
-The exponential average's decay d is the smaller of the configured one and (1 + n) / (10 + n) after n
-items, so that a short run is not held to its initial values.
+The exponential average's decay d is the smaller of the configured one and (1 + n) / (10 + n)
+after n items, so that a short run is not held to its initial values.
 """
 
 from __future__ import annotations

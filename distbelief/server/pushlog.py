@@ -36,7 +36,7 @@ class LogHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """One applied push; ``clock`` counts it, ``base`` is (incarnation, clock) of its oldest fetch."""
+    """One applied push, counted by ``clock``; ``base`` is (incarnation, clock) of its fetch."""
 
     item: int
     clock: int
@@ -48,7 +48,7 @@ class LogEntry:
 
 
 class PushLog:
-    """Appends entries to a log. One writer; entries reach the disk at :meth:`flush` and at the end."""
+    """Appends entries to a log. One writer; entries reach the file at :meth:`flush`."""
 
     def __init__(self, folder: Path, header: LogHeader) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,15 @@
 """Update rules: small functions of explicit state, in place on flat vectors.
 
-``p`` parameters, ``g`` gradient, ``v`` momentum, ``s`` sum of squares, all ``(n,) float32``; eta the
-item's rate, mu the momentum, lambda the weight decay. A segment scales eta and lambda for a range.
+``p`` parameters, ``g`` gradient, ``v`` momentum, ``s`` sum of squares, all ``(n,) float32``; eta
+is the item's rate, mu the momentum, lambda the weight decay. A segment scales eta and lambda for a
+range.
 
-    momentum   g <- g + lambda p;  v <- mu v + g;                 p <- p - eta v      (as torch.optim.SGD)
-    nesterov   g <- g + lambda p;  v <- mu v + g;  g <- g + mu v;  p <- p - eta g      (as torch.optim.SGD)
-    adagrad    g <- g + lambda p;  s <- s + g*g;                  p <- p - eta g / (sqrt(s) + 1e-10)
+    momentum   g <- g + lambda p;  v <- mu v + g;                  p <- p - eta v
+    nesterov   g <- g + lambda p;  v <- mu v + g;  g <- g + mu v;  p <- p - eta g
+    adagrad    g <- g + lambda p;  s <- s + g*g;                   p <- p - eta g/(sqrt(s) + 1e-10)
 
-Adagrad's rate is Dean et al. 2012, section 4.1: each parameter has its own, gamma / sqrt(sum of g*g).
+The first two are those of ``torch.optim.SGD``. Adagrad is that of Dean et al. 2012, section 4.1:
+each parameter has a rate of its own, gamma / sqrt(sum of g*g).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class UpdateRule(Protocol):
 def add_decay(
     gradient: torch.Tensor, parameters: torch.Tensor, segments: Sequence[Segment], decay: float
 ) -> None:
-    """g <- g + lambda p, where the segment has decay."""
+    """In place: g <- g + lambda p, where the segment has decay."""
     if decay == 0.0:
         return
     for s in segments:
@@ -49,7 +51,7 @@ def add_decay(
 def step_along(
     parameters: torch.Tensor, direction: torch.Tensor, segments: Sequence[Segment], rate: float
 ) -> None:
-    """p <- p - eta d, with each segment's rate multiplier."""
+    """In place: p <- p - eta d, with each segment's rate multiplier."""
     for s in segments:
         parameters[s.begin : s.end].add_(direction[s.begin : s.end], alpha=-rate * s.rate)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,8 @@ from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
 from distbelief.transport.service import MAX_MESSAGE_NBYTES, REASON_KEY, SERVICE, authorization
 from distbelief.types import Push, PushReply, ShardState, Version, Weights
+
+Call = Callable[..., Any]
 
 FINAL_CODES = frozenset(
     {
@@ -39,7 +41,8 @@ class ShardClient:
     def __init__(self, shard: int, endpoint: str, token: str, *, timeout_s: float = 60.0) -> None:
         self.shard = shard
         self.endpoint = endpoint
-        self._call = {"timeout": timeout_s, "metadata": authorization(token)}
+        self._timeout_s = timeout_s
+        self._metadata = authorization(token)
         self._channel = grpc.insecure_channel(
             endpoint,
             options=[
@@ -52,14 +55,14 @@ class ShardClient:
             ],
         )
         channel, name = self._channel, f"/{SERVICE}/"
-        self._fetch = channel.unary_stream(f"{name}Fetch", encode, decoder(pb.VectorReply))
-        self._push = channel.stream_stream(f"{name}Push", encode, decoder(pb.VectorReply))
-        self._load = channel.stream_unary(f"{name}Load", encode, pb.LoadReply.FromString)
-        self._set_aside = channel.unary_unary(
+        self._fetch: Call = channel.unary_stream(f"{name}Fetch", encode, decoder(pb.VectorReply))
+        self._push: Call = channel.stream_stream(f"{name}Push", encode, decoder(pb.VectorReply))
+        self._load: Call = channel.stream_unary(f"{name}Load", encode, pb.LoadReply.FromString)
+        self._set_aside: Call = channel.unary_unary(
             f"{name}SetAside", encode, pb.SetAsideReply.FromString
         )
-        self._state = channel.unary_unary(f"{name}State", encode, pb.StateReply.FromString)
-        self._health = channel.unary_unary(f"{name}Health", encode, pb.HealthReply.FromString)
+        self._state: Call = channel.unary_unary(f"{name}State", encode, pb.StateReply.FromString)
+        self._health: Call = channel.unary_unary(f"{name}Health", encode, pb.HealthReply.FromString)
 
     def __enter__(self) -> ShardClient:
         return self
@@ -87,7 +90,7 @@ class ShardClient:
         """See :class:`~distbelief.types.ParameterService`."""
         with self._errors():
             request = records.fetch_to_wire(weights, unless, begin, out.numel())
-            replies = self._fetch(request, **self._call)
+            replies = self._fetch(request, timeout=self._timeout_s, metadata=self._metadata)
             fetched = _first(replies, "fetched").fetched
             _receive_vector(replies, fetched.n_elements, out)
             return records.version_from_wire(fetched.version)
@@ -101,7 +104,7 @@ class ShardClient:
             yield from chunks(push.gradient)
 
         with self._errors():
-            replies = self._push(parts(), **self._call)
+            replies = self._push(parts(), timeout=self._timeout_s, metadata=self._metadata)
             result = _first(replies, "pushed").pushed
             _receive_vector(replies, result.n_elements, fetch_into)
             return records.reply_from_wire(result)
@@ -114,22 +117,30 @@ class ShardClient:
             yield from chunks(values)
 
         with self._errors():
-            self._load(parts(), **self._call)
+            self._load(parts(), timeout=self._timeout_s, metadata=self._metadata)
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:
         """See :class:`~distbelief.types.ShardService`."""
         with self._errors():
-            self._set_aside(pb.SetAsideRequest(items=items, reason=reason), **self._call)
+            self._set_aside(
+                pb.SetAsideRequest(items=items, reason=reason),
+                timeout=self._timeout_s,
+                metadata=self._metadata,
+            )
 
     def state(self) -> ShardState:
         """See :class:`~distbelief.types.ShardService`."""
         with self._errors():
-            return records.state_from_wire(self._state(pb.StateRequest(), **self._call))
+            return records.state_from_wire(
+                self._state(pb.StateRequest(), timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def healthy(self) -> bool:
         """Whether the shard answers and has its initial values."""
         with self._errors():
-            reply: pb.HealthReply = self._health(pb.HealthRequest(), **self._call)
+            reply: pb.HealthReply = self._health(
+                pb.HealthRequest(), timeout=self._timeout_s, metadata=self._metadata
+            )
             return reply.serving
 
     @contextmanager
@@ -139,8 +150,8 @@ class ShardClient:
         except grpc.RpcError as error:
             code, detail = error.code(), error.details() or ""
             if code in FINAL_CODES:
-                trailing = dict(error.trailing_metadata() or ())
-                reason = trailing.get(REASON_KEY, code.name.lower())
+                trailing: Any = error.trailing_metadata() or ()
+                reason = dict(trailing).get(REASON_KEY, code.name.lower())
                 raise ShardRefusedError(self.shard, str(reason), detail) from error
             raise TransportError(self.shard, code.name, f"{self.endpoint}: {detail}") from error
         except (MalformedError, DecodeError) as error:

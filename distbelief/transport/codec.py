@@ -33,7 +33,7 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a vector: float32 elements from ``offset`` on, in ``data`` as little-endian bytes."""
+    """A part of a vector: float32 elements from ``offset`` on, little-endian in ``data``."""
 
     offset: int
     data: memoryview
@@ -41,7 +41,7 @@ class Chunk:
 
 def chunks(vector: torch.Tensor) -> Iterator[Chunk]:
     """A contiguous float32 vector in chunks that share its memory."""
-    data = memoryview(vector.numpy()).cast("B")
+    data = vector.numpy().view(np.uint8).data
     for begin in range(0, len(data), CHUNK_NBYTES):
         yield Chunk(begin // 4, data[begin : begin + CHUNK_NBYTES])
 

@@ -101,7 +101,7 @@ class ShardServer:
         self._server.stop(STOP_GRACE_S).wait()
         self._pool.shutdown()
 
-    def _handlers(self) -> grpc.GenericRpcHandler:
+    def _handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         unary, streaming = (
             grpc.unary_unary_rpc_method_handler,
             grpc.stream_stream_rpc_method_handler,

@@ -18,7 +18,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_drawn_shapes_where_there_is_no_folder() -> None:
     data = open_data(DataConfig(image_size=32, drawn_train=30, drawn_val=20), seed=5)
-    assert isinstance(data.train, DrawnShapes)
+    assert data.train.n_examples == 30
+    assert data.train.name(3) == DrawnShapes("train", 30, 5, 32).name(3)
     assert data.val is not None
     assert (data.train.n_examples, data.val.n_examples) == (30, 20)
     assert data.train.read(0)[0].size == (32, 32)

@@ -1,0 +1,223 @@
+"""The coordinator: reports in, orders out."""
+
+from typing import Any
+
+import pytest
+
+from distbelief.config import ScheduleConfig
+from distbelief.coordinator.coordinator import MAX_POISONED, Coordinator
+from distbelief.coordinator.schedule import Schedule
+from distbelief.items import ItemPlan
+from distbelief.types import ItemOutcome, LeasedItem, Orders, Refusal, ReplicaReport, ShardState
+
+
+def coordinator(n_items: int = 20, n_shards: int = 1, **schedule: Any) -> Coordinator:
+    """Epochs of 5 items: four of 10 examples and one of 5."""
+    plan = ItemPlan(n_examples=45, batch_size=10, n_push=1, n_items=n_items)
+    config = ScheduleConfig(**{"lr": 1.0, **schedule})
+    return Coordinator(Schedule(config, plan), n_shards, lease_s=20.0)
+
+
+def report(replica: int = 0, **fields: Any) -> ReplicaReport:
+    return ReplicaReport(replica=replica, host=f"host{replica}", pid=100 + replica, **fields)
+
+
+def done(item: int, **fields: Any) -> ItemOutcome:
+    return ItemOutcome(**{"item": item, "examples": 10, "losses": {}, **fields})
+
+
+def state(shard: int, below: int, **fields: Any) -> ShardState:
+    values: dict[str, Any] = {
+        "shard": shard,
+        "incarnation": 1,
+        "begin": shard,
+        "end": shard + 1,
+        "loaded": True,
+        "clock": below,
+        "examples": 10 * below,
+        "applied": ((0, below),) if below else (),
+        "set_aside": {},
+        "repeated": 0,
+    }
+    return ShardState(**{**values, **fields})
+
+
+def numbers(orders: Orders) -> list[int]:
+    return [item.number for item in orders.items]
+
+
+def test_a_new_replica_gets_two_items_with_all_it_needs() -> None:
+    c = coordinator(schedule="step", step_epochs=0.4, step_factor=0.5)
+    assert c.report(report()) == Orders(
+        items=(LeasedItem(0, 1, 0, 0, 10, 1.0), LeasedItem(1, 2, 0, 10, 20, 1.0))
+    )
+    assert c.report(report(1)).items == (
+        LeasedItem(2, 3, 0, 20, 30, 0.5),
+        LeasedItem(3, 4, 0, 30, 40, 0.5),
+    )
+
+
+def test_a_replica_is_topped_up_to_its_lease() -> None:
+    c = coordinator()
+    c.report(report())
+    assert numbers(c.report(report())) == []
+    orders = c.report(report(outcomes=(done(0),), seconds_per_item=5.0))
+    assert numbers(orders) == [2, 3, 4]  # three quarters of an epoch's five; it holds item 1
+
+
+def test_the_end_comes_when_every_shard_has_every_item() -> None:
+    c = coordinator(n_items=2, n_shards=2)
+    assert numbers(c.report(report())) == [0, 1]
+    assert c.report(report(outcomes=(done(0), done(1)))) == Orders()
+    c.observe([state(0, 2), state(1, 1)], c.now())
+    assert numbers(c.report(report())) == [1]  # it was reported, and a shard lacks it
+    c.observe([state(0, 2), state(1, 2)], c.now())
+    assert c.status().finished
+    assert c.report(report()) == Orders(stop=True)
+
+
+def test_a_poll_that_was_asked_before_the_report_frees_nothing() -> None:
+    c = coordinator(n_items=2)
+    c.report(report())
+    asked_at = c.now()
+    c.report(report(outcomes=(done(0),)))
+    c.observe([state(0, 0)], asked_at)
+    assert numbers(c.report(report(1))) == []
+    c.observe([state(0, 0)], c.now())
+    assert numbers(c.report(report(1))) == [0]
+
+
+def test_a_lost_replicas_items_go_to_another_and_it_is_told_to_end() -> None:
+    c = coordinator()
+    c.report(report(0))
+    assert c.replica_lost(0) == [0, 1]
+    assert numbers(c.report(report(1))) == [0, 1]
+    assert c.report(report(0, outcomes=(done(0),))) == Orders(stop=True)
+    assert c.take_outcomes() == []
+    assert [m.replica for m in c.status().members] == [1]
+
+
+def test_a_replica_that_was_never_heard_of_can_be_lost() -> None:
+    c = coordinator()
+    assert c.replica_lost(7) == []
+    assert c.report(report(7)) == Orders(stop=True)
+
+
+def test_a_leaving_replica_gives_back_what_it_holds() -> None:
+    c = coordinator()
+    c.report(report(0))
+    orders = c.report(report(0, outcomes=(done(0),), held=((1, 2),), leaving=True))
+    assert orders == Orders(stop=True)
+    assert numbers(c.report(report(1))) == [1, 2]
+
+
+def test_stop_ends_everybody() -> None:
+    c = coordinator()
+    c.report(report(0))
+    c.stop()
+    assert c.report(report(0)) == Orders(stop=True)
+    assert c.report(report(1)) == Orders(stop=True)
+    assert not c.status().finished
+
+
+@pytest.mark.parametrize("refusal", [Refusal.NOT_FINITE, Refusal.NORM])
+def test_an_item_of_poison_is_set_aside_after_three_tries(refusal: Refusal) -> None:
+    c = coordinator()
+    c.report(report())
+    for attempt in range(1, MAX_POISONED + 1):
+        assert c.take_set_aside() == {}
+        orders = c.report(report(outcomes=(done(0, refusal=refusal),)))
+        assert numbers(orders) == [0]  # free again, and leased again
+        assert c.status().refused == {refusal.value: attempt}
+    assert c.take_set_aside() == {0: f"{refusal.value}, 3 times"}
+    assert c.take_set_aside() == {}
+
+
+@pytest.mark.parametrize("refusal", [Refusal.STALE, Refusal.INCARNATION, Refusal.BUSY])
+def test_a_refusal_of_the_moment_sets_nothing_aside(refusal: Refusal) -> None:
+    c = coordinator()
+    c.report(report())
+    for _ in range(10):
+        assert numbers(c.report(report(outcomes=(done(0, refusal=refusal),)))) == [0]
+    assert c.take_set_aside() == {}
+
+
+def test_a_refused_item_counts_as_not_done() -> None:
+    c = coordinator()
+    c.report(report())
+    refused = done(0, refusal=Refusal.STALE, losses={"loss": 100.0})
+    c.report(report(outcomes=(refused, done(1, losses={"loss": 2.0}))))
+    (member,) = c.status().members
+    assert (member.items_done, member.examples_done) == (1, 10)
+    assert c.status().losses == {"loss": 2.0}
+    assert c.take_outcomes() == [(0, refused), (0, done(1, losses={"loss": 2.0}))]
+    assert c.take_outcomes() == []
+
+
+def test_losses_are_smoothed_by_name() -> None:
+    c = coordinator()
+    c.report(report(outcomes=(done(0, losses={"loss": 4.0}),)))
+    assert c.status().losses == {"loss": 4.0}
+    c.report(report(outcomes=(done(1, losses={"loss": 2.0, "aux": 1.0}),)))
+    found = c.status().losses
+    assert found == {"loss": pytest.approx(0.95 * 4.0 + 0.05 * 2.0), "aux": pytest.approx(1.0)}
+    c.report(report(outcomes=(done(2, losses={"aux": 3.0}),)))
+    assert c.status().losses == {"loss": found["loss"], "aux": pytest.approx(0.95 + 0.05 * 3.0)}
+
+
+def test_the_rate_is_of_the_item_pushed_last() -> None:
+    c = coordinator(schedule="polynomial", power=1.0, n_items=20)  # 180 examples
+    assert c.status().learning_rate == 1.0
+    c.report(report(outcomes=(done(3), done(2))))
+    assert c.status().learning_rate == 1 - 20 / 180
+    c.report(report(outcomes=(done(9, refusal=Refusal.STALE),)))
+    assert c.status().learning_rate == 1 - 20 / 180
+
+
+def test_members_are_as_last_heard_of() -> None:
+    c = coordinator()
+    c.report(report(3, waiting_s=0.5), at=1.0)
+    c.report(report(3, waiting_s=0.25, seconds_per_item=2.0, outcomes=(done(0),)), at=4.0)
+    c.report(report(3), at=6.0)  # no news of its pace: the last stands
+    (member,) = c.status().members
+    assert (member.replica, member.host, member.pid) == (3, "host3", 103)
+    assert (member.last_seen, member.waiting_s, member.seconds_per_item) == (6.0, 0.75, 2.0)
+    assert (member.items_done, member.examples_done) == (1, 10)
+
+
+def test_status_is_a_copy() -> None:
+    c = coordinator()
+    c.report(report(0, waiting_s=1.0))
+    before = c.status()
+    c.report(report(0, waiting_s=1.0, outcomes=(done(0, losses={"loss": 1.0}),)))
+    assert before.members[0].waiting_s == 1.0
+    assert before.losses == {}
+
+
+def test_status_adds_up_the_shards() -> None:
+    c = coordinator(n_shards=2)
+    states = [
+        state(0, 6, repeated=1, staleness={0: 4, 2: 2}, refused={"stale": 1}),
+        state(1, 7, repeated=2, staleness={0: 7}, refused={"stale": 1, "busy": 3}),
+    ]
+    c.observe(states, c.now())
+    status = c.status()
+    assert (status.applied, status.repeated) == (13, 3)
+    assert status.staleness == {0: 11, 2: 2}
+    assert status.refused == {"stale": 2, "busy": 3}
+    assert (status.examples_applied, status.epochs_finished) == (55, 1)
+    assert status.shards == tuple(states)
+
+
+def test_what_the_shards_set_aside_counts() -> None:
+    c = coordinator(n_items=5)
+    c.observe([state(0, 4, set_aside={4: "why"})], c.now())
+    status = c.status()
+    assert (status.finished, status.examples_applied, status.examples_set_aside) == (True, 40, 5)
+
+
+def test_now_counts_up() -> None:
+    c = coordinator()
+    first = c.now()
+    c.report(report())
+    assert c.now() == first + 2

@@ -1,0 +1,417 @@
+"""The ledger: tables, and a property: whatever happens, no item is forgotten."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from distbelief.coordinator.ledger import Ledger
+from distbelief.items import ItemPlan
+from distbelief.server.applied import ItemSet
+from distbelief.types import ShardState
+
+MakeState = Callable[..., ShardState]
+
+
+def plan(n_items: int = 20, per_epoch: int = 5) -> ItemPlan:
+    """Items of 10 examples, the last of an epoch of 5."""
+    return ItemPlan(n_examples=10 * per_epoch - 5, batch_size=10, n_push=1, n_items=n_items)
+
+
+def state(shard: int, applied: set[int], set_aside: dict[int, str] | None = None) -> ShardState:
+    found = ItemSet()
+    for item in applied:
+        found.add(item)
+    return ShardState(
+        shard=shard,
+        incarnation=1,
+        begin=shard,
+        end=shard + 1,
+        loaded=True,
+        clock=len(applied),
+        examples=0,
+        applied=found.intervals,
+        set_aside=set_aside or {},
+        repeated=0,
+    )
+
+
+def observe(ledger: Ledger, *applied: set[int], asked_at: int = 0, **aside: Any) -> None:
+    ledger.observe([state(i, a, aside.get(f"aside{i}")) for i, a in enumerate(applied)], asked_at)
+
+
+def items(granted: list[tuple[int, int]]) -> list[int]:
+    return [item for item, _ in granted]
+
+
+def test_fresh_items_come_in_order_each_to_one_replica() -> None:
+    ledger = Ledger(plan(), 1)
+    assert ledger.lease(0, 3) == [(0, 1), (1, 2), (2, 3)]
+    assert ledger.lease(1, 2) == [(3, 4), (4, 5)]
+    assert ledger.lease(0, 0) == []
+    assert (ledger.held_by(0), ledger.held_by(1)) == ([0, 1, 2], [3, 4])
+
+
+def test_leases_come_from_two_epochs() -> None:
+    ledger = Ledger(plan(n_items=20, per_epoch=5), 2)
+    assert items(ledger.lease(0, 100)) == list(range(10))
+    assert ledger.lease(1, 1) == []
+    observe(ledger, set(range(10)), set(range(1, 10)))
+    assert ledger.lease(1, 1) == []  # item 0 is missing on one shard: the epoch is not over
+    observe(ledger, set(range(10)), set(range(5)))
+    assert items(ledger.lease(1, 100)) == [10, 11, 12, 13, 14]
+
+
+def test_the_run_ends_with_its_last_item() -> None:
+    ledger = Ledger(plan(n_items=7), 1)
+    assert items(ledger.lease(0, 100)) == list(range(7))
+    assert not ledger.finished
+    observe(ledger, set(range(6)))
+    assert not ledger.finished
+    observe(ledger, set(range(7)))
+    assert ledger.finished
+    assert ledger.lease(0, 1) == []
+
+
+def test_what_is_given_back_is_leased_first_under_a_new_lease() -> None:
+    ledger = Ledger(plan(), 1)
+    ledger.lease(0, 4)
+    assert ledger.give_back(0, [2, 1]) == [2, 1]
+    assert ledger.lease(1, 3) == [(1, 5), (2, 6), (4, 7)]
+
+
+@pytest.mark.parametrize("item", [0, 5])
+def test_only_the_holder_gives_back(item: int) -> None:
+    ledger = Ledger(plan(), 1)
+    ledger.lease(0, 2)
+    assert ledger.give_back(1, [item]) == []
+    assert ledger.held_by(0) == [0, 1]
+    assert items(ledger.lease(1, 1)) == [2]
+
+
+def test_giving_back_twice_frees_once() -> None:
+    ledger = Ledger(plan(), 1)
+    ledger.lease(0, 2)
+    assert ledger.give_back(0, [1, 1]) == [1]
+    assert ledger.give_back(0, [1]) == []
+    assert items(ledger.lease(1, 2)) == [1, 2]
+
+
+def test_a_lost_replica_frees_reported_items_too() -> None:
+    ledger = Ledger(plan(), 2)
+    ledger.lease(0, 4)
+    ledger.lease(1, 1)
+    ledger.report(0, 1, now=1)
+    assert sorted(ledger.lose(0)) == [0, 1, 2, 3]
+    assert ledger.held_by(1) == [4]
+    assert items(ledger.lease(1, 4)) == [0, 1, 2, 3]
+
+
+def test_what_a_lost_replica_had_applied_is_not_leased_again() -> None:
+    ledger = Ledger(plan(), 2)
+    ledger.lease(0, 3)
+    ledger.report(0, 0, now=1)
+    observe(ledger, {0, 1}, {0}, asked_at=1)
+    assert sorted(ledger.lose(0)) == [1, 2]
+    observe(ledger, {0, 1}, {0, 1}, asked_at=2)  # its last push still arrives
+    assert items(ledger.lease(1, 2)) == [2, 3]
+
+
+def test_a_reported_item_is_not_held_and_not_open() -> None:
+    ledger = Ledger(plan(n_items=20), 1)
+    ledger.lease(0, 3)
+    assert ledger.n_open == 20
+    ledger.report(0, 1, now=1)
+    assert ledger.held_by(0) == [0, 2]
+    assert ledger.n_open == 19
+    observe(ledger, {1}, asked_at=2)
+    assert ledger.n_open == 19
+    observe(ledger, {0, 1}, asked_at=3)
+    assert ledger.n_open == 18
+
+
+def test_another_replicas_report_is_not_taken() -> None:
+    ledger = Ledger(plan(), 1)
+    ledger.lease(0, 1)
+    ledger.report(1, 0, now=1)
+    ledger.report(0, 9, now=1)
+    assert ledger.held_by(0) == [0]
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "freed"),
+    [
+        (4, False),  # asked before the report: the push may have come after the shard's answer
+        (5, False),
+        (6, True),  # asked after: what the shard lacks will not come by itself
+    ],
+)
+def test_a_reported_item_that_a_shard_lacks_is_freed_by_a_later_poll_only(
+    asked_at: int, freed: bool
+) -> None:
+    ledger = Ledger(plan(), 2)
+    ledger.lease(0, 1)
+    ledger.report(0, 0, now=5)
+    observe(ledger, {0}, set(), asked_at=asked_at)
+    assert items(ledger.lease(1, 1)) == [0 if freed else 1]
+
+
+def test_an_item_that_is_not_reported_stays_with_its_holder_whatever_the_poll() -> None:
+    ledger = Ledger(plan(), 2)
+    ledger.lease(0, 1)
+    observe(ledger, {0}, set(), asked_at=100)
+    assert ledger.held_by(0) == [0]
+
+
+def test_an_item_that_another_replica_applied_is_taken_from_its_holder() -> None:
+    ledger = Ledger(plan(), 2)
+    ledger.lease(0, 2)
+    observe(ledger, {0}, {0}, asked_at=1)
+    assert ledger.held_by(0) == [1]
+
+
+def test_failures_are_counted_and_free_the_item() -> None:
+    ledger = Ledger(plan(), 1)
+    for attempt in (1, 2, 3):
+        assert items(ledger.lease(attempt, 1)) == [0]
+        assert ledger.fail(attempt, 0) == attempt
+    ledger.lease(7, 1)
+    assert ledger.fail(8, 0) == 4  # counted, but the item stays with its holder
+    assert ledger.held_by(7) == [0]
+
+
+def test_set_aside_counts_as_done() -> None:
+    ledger = Ledger(plan(n_items=5, per_epoch=5), 2)
+    observe(ledger, {0, 1, 2, 4}, {0, 1, 2, 4}, aside0={3: "why"})
+    assert not ledger.finished
+    observe(ledger, {0, 1, 2, 4}, {0, 1, 2, 4}, aside0={3: "why"}, aside1={3: "why"})
+    assert ledger.finished
+    assert ledger.set_aside == {3: "why"}
+    assert (ledger.examples_done(), ledger.examples_set_aside()) == (35, 10)
+
+
+def test_set_aside_after_it_was_applied_everywhere_counts_as_applied() -> None:
+    ledger = Ledger(plan(n_items=5, per_epoch=5), 2)
+    observe(ledger, {0}, set(), aside1={0: "why"})
+    assert (ledger.examples_done(), ledger.examples_set_aside()) == (0, 10)
+    observe(ledger, {0}, {0}, aside1={0: "why"})
+    assert ledger.set_aside == {}
+    assert (ledger.examples_done(), ledger.examples_set_aside()) == (10, 0)
+
+
+def test_examples_and_epochs() -> None:
+    ledger = Ledger(plan(n_items=12, per_epoch=5), 2)
+    assert (ledger.examples_done(), ledger.epochs_finished()) == (0, 0)
+    observe(ledger, {0, 1, 3, 4}, {0, 3, 4, 5})  # 0, 3 and 4: the last has 5
+    assert (ledger.examples_done(), ledger.epochs_finished()) == (25, 0)
+    observe(ledger, set(range(5)), set(range(6)))
+    assert (ledger.examples_done(), ledger.epochs_finished()) == (45, 1)
+    observe(ledger, set(range(12)), set(range(12)))
+    assert (ledger.examples_done(), ledger.epochs_finished()) == (110, 2)
+
+
+def test_set_aside_is_a_copy() -> None:
+    ledger = Ledger(plan(), 1)
+    ledger.set_aside[3] = "not mine to say"
+    assert ledger.set_aside == {}
+
+
+@dataclass
+class World:
+    """What is true: the shards' sets, and what replicas hold or believe to have pushed."""
+
+    applied: list[set[int]]
+    aside: list[dict[int, str]]
+    held: dict[int, set[int]] = field(default_factory=dict)
+    late: set[int] = field(default_factory=set)
+    """Items of lost replicas or of lost leases, whose pushes may still arrive."""
+
+
+class Run(RuleBasedStateMachine):
+    """A run in which replicas come, push in part, report, give back and die."""
+
+    N_ITEMS, PER_EPOCH, REPLICAS = 13, 4, st.integers(0, 2)
+
+    @initialize(n_shards=st.integers(1, 3))
+    def start(self, n_shards: int) -> None:
+        self.ledger = Ledger(plan(self.N_ITEMS, self.PER_EPOCH), n_shards)
+        self.world = World([set() for _ in range(n_shards)], [{} for _ in range(n_shards)])
+        self.now = 0
+        self.polls: list[tuple[int, list[ShardState]]] = []
+        self.next_lease = 1
+        self.ever_leased: set[int] = set()
+        self.reported: dict[int, tuple[int, int]] = {}
+
+    def apply(self, item: int, shards: list[int]) -> None:
+        for shard in shards:
+            if item not in self.world.aside[shard]:
+                self.world.applied[shard].add(item)
+
+    def shards(self, data: st.DataObject) -> list[int]:
+        everyone = list(range(len(self.world.applied)))
+        return data.draw(st.just(everyone) | st.lists(st.sampled_from(everyone), unique=True))
+
+    def one_of(self, data: st.DataObject, items: set[int]) -> int | None:
+        return data.draw(st.sampled_from(sorted(items))) if items else None
+
+    @rule(replica=REPLICAS, n=st.integers(0, 5))
+    def lease(self, replica: int, n: int) -> None:
+        held_before = {r: self.ledger.held_by(r) for r in range(3)}
+        open_until = (self.ledger.done.below // self.PER_EPOCH + 2) * self.PER_EPOCH
+        granted = self.ledger.lease(replica, n)
+        assert len(granted) <= n
+        for item, lease in granted:
+            assert 0 <= item < min(open_until, self.N_ITEMS)
+            assert item not in self.ledger.done
+            assert all(item not in held for held in held_before.values())
+            assert lease >= self.next_lease  # every lease has a number of its own
+            self.world.held.setdefault(replica, set()).add(item)
+            self.reported.pop(item, None)
+            self.ever_leased.add(item)
+        self.next_lease += len(granted)
+        assert sorted(items(granted)) == items(granted)
+
+    @rule(replica=REPLICAS, data=st.data(), says_so=st.booleans())
+    def push(self, replica: int, data: st.DataObject, says_so: bool) -> None:
+        item = self.one_of(data, self.world.held.get(replica, set()))
+        if item is None:
+            return
+        self.apply(item, self.shards(data))
+        self.now += 1
+        if says_so:  # perhaps though a shard refused its part
+            self.ledger.report(replica, item, self.now)
+            self.world.held[replica].discard(item)
+            self.reported[item] = (replica, self.now)
+
+    @rule(replica=REPLICAS, data=st.data())
+    def give_back(self, replica: int, data: st.DataObject) -> None:
+        item = self.one_of(data, self.world.held.get(replica, set()))
+        if item is not None:
+            self.world.held[replica].discard(item)
+            self.world.late.add(item)
+            self.ledger.give_back(replica, [item])
+
+    @rule(replica=REPLICAS, data=st.data())
+    def fail(self, replica: int, data: st.DataObject) -> None:
+        item = self.one_of(data, self.world.held.get(replica, set()))
+        if item is not None:
+            self.world.held[replica].discard(item)
+            self.ledger.fail(replica, item)
+
+    @rule(replica=REPLICAS)
+    def lose(self, replica: int) -> None:
+        held = self.world.held.pop(replica, set())
+        self.world.late |= held
+        again = self.ledger.lose(replica)
+        assert set(again) >= {i for i in held if i not in self.ledger.done}
+        assert self.ledger.held_by(replica) == []
+
+    @rule(data=st.data())
+    def late_push_arrives(self, data: st.DataObject) -> None:
+        item = self.one_of(data, self.world.late)
+        if item is not None:
+            self.apply(item, self.shards(data))
+
+    @rule(data=st.data())
+    def set_aside(self, data: st.DataObject) -> None:
+        item = self.one_of(data, self.ever_leased)
+        for shard in self.shards(data) if item is not None else ():
+            if item not in self.world.applied[shard]:
+                self.world.aside[shard].setdefault(item, "why")
+
+    @rule()
+    def ask(self) -> None:
+        self.now += 1
+        found = [
+            state(i, set(applied), dict(aside))
+            for i, (applied, aside) in enumerate(
+                zip(self.world.applied, self.world.aside, strict=True)
+            )
+        ]
+        self.polls.append((self.now, found))
+
+    @precondition(lambda self: self.polls)
+    @rule()
+    def answer(self) -> None:
+        asked_at, found = self.polls.pop(0)
+        self.ledger.observe(found, asked_at)
+        for item, (replica, at) in list(self.reported.items()):
+            # Reported after the question: it is still on its way, and nobody else's.
+            if at > asked_at and item not in self.ledger.done:
+                lease = self.ledger._leases.get(item)
+                assert lease is None or lease.replica == replica
+
+    @invariant()
+    def counts_agree_with_the_shards(self) -> None:
+        done = set(self.ledger.done)
+        everywhere = set.intersection(
+            *(a | set(s) for a, s in zip(self.world.applied, self.world.aside, strict=True))
+        )
+        assert done <= everywhere
+        assert 0 <= self.ledger.n_open <= self.N_ITEMS - len(done)
+        examples = sum(self.ledger.plan.item(i).n_examples for i in done)
+        assert self.ledger.examples_done() + self.ledger.examples_set_aside() == examples
+        assert self.ledger.examples_done() >= 0
+
+    def teardown(self) -> None:
+        """Whatever happened, one replica that does its work finishes the run."""
+        if not hasattr(self, "ledger"):
+            return
+        for asked_at, found in self.polls:
+            self.ledger.observe(found, asked_at)
+        for replica in range(3):
+            self.ledger.lose(replica)
+        everyone = list(range(len(self.world.applied)))
+        for _ in range(2 + self.N_ITEMS // self.PER_EPOCH):
+            for item, _ in self.ledger.lease(9, self.N_ITEMS):
+                self.apply(item, everyone)
+                self.now += 1
+                self.ledger.report(9, item, self.now)
+            self.now += 1
+            observe(
+                self.ledger,
+                *self.world.applied,
+                asked_at=self.now,
+                **{f"aside{i}": aside for i, aside in enumerate(self.world.aside)},
+            )
+        assert self.ledger.finished
+        assert self.ledger.n_open == 0
+        assert self.ledger.lease(9, 1) == []
+
+
+TestRun = Run.TestCase
+TestRun.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+
+
+class LivingRun(Run):
+    """The same without the deaths at the end: what replicas hold, they finish."""
+
+    def teardown(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        everyone = list(range(len(self.world.applied)))
+        for _ in range(3 + self.N_ITEMS // self.PER_EPOCH):
+            for replica in range(3):
+                self.ledger.lease(replica, self.N_ITEMS)
+                for item in self.ledger.held_by(replica):
+                    self.apply(item, everyone)
+                    self.now += 1
+                    self.ledger.report(replica, item, self.now)
+            self.polls.clear()
+            self.ask()
+            self.answer()
+        assert self.ledger.finished
+
+
+TestLivingRun = LivingRun.TestCase
+TestLivingRun.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)

@@ -1,0 +1,148 @@
+"""The push log: what is written is read, and damage is told from a torn end."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distbelief.errors import DataError
+from distbelief.server.pushlog import LogEntry, LogHeader, PushLog, SetAside, read_log
+
+HEADER = LogHeader(shard=1, n_shards=3, begin=10, end=20, incarnation=2)
+NAME = "shard-00001-of-00003.0002.jsonl"
+
+
+def entry(item: int, clock: int, skipped: tuple[int, ...] = ()) -> LogEntry:
+    return LogEntry(
+        item=item, clock=clock, base=(2, 0), rate=0.1, replica=4, examples=8, skipped=skipped
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A log of three lines after its header."""
+    log = PushLog(tmp_path / "pushes", HEADER)
+    log.append(entry(7, 1, (3, 5)))
+    log.set_aside(9, 'not_finite, 3 times, "quoted"\nwith a second line')
+    log.append(entry(8, 2))
+    log.close()
+    return tmp_path / "pushes" / NAME
+
+
+def test_what_is_written_is_read(written: Path) -> None:
+    header, entries = read_log(written)
+    assert header == HEADER
+    assert list(entries) == [
+        entry(7, 1, (3, 5)),
+        SetAside(9, 'not_finite, 3 times, "quoted"\nwith a second line'),
+        entry(8, 2),
+    ]
+
+
+def test_the_file_is_what_scripts_read(written: Path) -> None:
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    assert lines[0] == {
+        "shard": 1,
+        "n_shards": 3,
+        "begin": 10,
+        "end": 20,
+        "incarnation": 2,
+        "snapshot": None,
+        "clock": 0,
+    }
+    assert lines[1] == {
+        "item": 7,
+        "clock": 1,
+        "base": [2, 0],
+        "rate": 0.1,
+        "replica": 4,
+        "examples": 8,
+        "skipped": [3, 5],
+    }
+
+
+def test_the_header_is_there_at_once_and_entries_after_a_flush(tmp_path: Path) -> None:
+    log = PushLog(tmp_path, HEADER)
+    assert list(read_log(tmp_path / NAME)[1]) == []
+    log.append(entry(0, 1))
+    log.flush()
+    assert list(read_log(tmp_path / NAME)[1]) == [entry(0, 1)]
+    log.close()
+
+
+def test_a_log_is_never_written_over(written: Path) -> None:
+    before = written.read_bytes()
+    with pytest.raises(FileExistsError):
+        PushLog(written.parent, HEADER)
+    assert written.read_bytes() == before
+
+
+@settings(deadline=None, max_examples=50)
+@given(rate=st.floats(0, 1e6), item=st.integers(0, 2**60))
+def test_rates_and_numbers_survive_exactly(rate: float, item: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = LogEntry(
+            item=item, clock=1, base=(1, item), rate=rate, replica=0, examples=1, skipped=(item,)
+        )
+        log = PushLog(Path(folder), HEADER)
+        log.append(wanted)
+        log.close()
+        assert list(read_log(Path(folder) / NAME)[1]) == [wanted]
+
+
+def test_a_torn_last_line_is_left_out_wherever_it_is_torn(written: Path) -> None:
+    whole = written.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for cut in range(last, len(whole)):
+        written.write_bytes(whole[:cut])
+        assert len(list(read_log(written)[1])) == 2
+    written.write_bytes(whole)
+    assert len(list(read_log(written)[1])) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "problem"),
+    [
+        (1, '{"item": 7, ', "line 2 is damaged: "),
+        (2, "", "line 3 is damaged: "),
+        (1, "[1, 2]", "line 2 is not an object"),
+        (1, "{}", "line 2 is no push: "),
+        (1, '{"item": 7}', "line 2 is no push: "),
+        (1, '{"set_aside": 7}', "line 2 is no push: 'reason'"),
+        (0, "{}", "line 1 is no header: "),
+        (0, '{"shard": 1, "surprise": 2}', "line 1 is no header: "),
+        (0, "not json", "line 1 is damaged: "),
+        (0, "3", "line 1 is not an object"),
+    ],
+)
+def test_damage_is_named_by_file_and_line(
+    line: int, replacement: str, problem: str, written: Path
+) -> None:
+    lines = written.read_text().split("\n")
+    lines[line] = replacement
+    written.write_text("\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        list(read_log(written)[1])
+    assert str(caught.value).startswith(f"{written}: {problem}")
+
+
+@pytest.mark.parametrize("contents", ["", '{"shard": 1'])
+def test_a_log_without_a_whole_header_is_an_error(contents: str, written: Path) -> None:
+    written.write_text(contents)
+    with pytest.raises(DataError, match="line 1 is damaged"):
+        read_log(written)
+
+
+@pytest.mark.parametrize(
+    ("shard", "n_shards", "incarnation", "name"),
+    [
+        (0, 1, 1, "shard-00000-of-00001.0001.jsonl"),
+        (12, 100, 23, "shard-00012-of-00100.0023.jsonl"),
+    ],
+)
+def test_file_names(shard: int, n_shards: int, incarnation: int, name: str) -> None:
+    header = LogHeader(shard=shard, n_shards=n_shards, begin=0, end=1, incarnation=incarnation)
+    assert header.file_name == name
