@@ -78,16 +78,21 @@ def audit(run_dir: Path) -> Audit:
         DataError: the folder holds no run, or a file of it cannot be read.
     """
     record = _read_json(run_dir / "config.json")
-    plan = ItemPlan(**record["plan"])
-    schedule = Schedule(ScheduleConfig(**record["config"]["schedule"]), plan)
+    try:
+        plan = ItemPlan(**record["plan"])
+        schedule = Schedule(ScheduleConfig(**record["config"]["schedule"]), plan)
+        n_parameters = int(record["parameters"])
+        n_shards = int(record["config"]["cluster"]["shards"])
+    except (KeyError, TypeError) as error:
+        raise DataError(str(run_dir / "config.json"), f"is no run's record: {error!r}") from error
     paths = sorted((run_dir / "pushes").glob("*.jsonl"))
     if not paths:
         raise DataError(str(run_dir), "has no push logs; has a shard ever started?")
     summary_file = run_dir / "summary.json"
-    status = _read_json(summary_file)["status"] if summary_file.exists() else "running"
+    status = _read_json(summary_file).get("status") if summary_file.exists() else "running"
     try:
         logs = [_read(path, schedule) for path in paths]
-        _check_shards(logs, record["parameters"], record["config"]["cluster"]["shards"])
+        _check_shards(logs, n_parameters, n_shards)
         return _check_items(logs, plan, run_is_finished=status == "finished")
     except _ContradictionError as contradiction:
         return Audit(counter_example=contradiction.found, n_shards=len(paths))

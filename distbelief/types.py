@@ -47,7 +47,6 @@ class Refusal(StrEnum):
     RATE = "rate"
     STALE = "stale"
     INCARNATION = "incarnation"
-    BUSY = "busy"
     NOT_LOADED = "not_loaded"
 
 
@@ -198,13 +197,15 @@ class ItemOutcome:
     """What a replica did with one item.
 
     ``losses`` has the mean of each loss over the item's steps, by name; ``loss`` is what was
-    minimised. ``refusal`` tells why the item was not applied, or is empty.
+    minimised. ``refusal`` tells why the item was not applied, or is empty; ``pushed`` is false if
+    the replica itself refused the gradient, so that no shard saw it.
     """
 
     item: int
     examples: int
     losses: dict[str, float]
     refusal: str = ""
+    pushed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,8 @@ class Coordinator:
             for outcome in report.outcomes:
                 self._take_outcome(member, outcome)
             if report.leaving:
-                self._ledger.give_back(report.replica, [item for item, _ in report.held])
+                member.left = True
+                self._ledger.give_back(report.replica, self._ledger.held_by(report.replica))
                 return Orders(stop=True)
             if self._stopping or self._ledger.finished:
                 return Orders(stop=True)
@@ -171,7 +172,8 @@ class Coordinator:
     def _take_outcome(self, member: Member, outcome: ItemOutcome) -> None:
         self._outcomes.append((member.replica, outcome))
         if outcome.refusal:
-            self._replica_refusals[outcome.refusal] += 1
+            if not outcome.pushed:  # else the shard that refused it has counted it
+                self._replica_refusals[outcome.refusal] += 1
             attempts = self._ledger.fail(member.replica, outcome.item)
             if outcome.refusal in POISON and attempts >= MAX_POISONED:
                 self._to_set_aside[outcome.item] = f"{outcome.refusal}, {attempts} times"

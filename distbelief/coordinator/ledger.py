@@ -144,16 +144,26 @@ class Ledger:
                 del self._leases[item]
             elif lease.reported_at is not None and lease.reported_at < asked_at:
                 self.give_back(lease.replica, [item])
+        self._free_what_nobody_holds()
 
     def _take(self) -> int | None:
         while self._returned:
             item = heapq.heappop(self._returned)
-            if item not in self.done:
+            if item not in self.done and item not in self._leases:
                 return item
-        if self._next_fresh < min(self._open_until(), self.plan.n_items):
+        while self._next_fresh < min(self._open_until(), self.plan.n_items):
             self._next_fresh += 1
-            return self._next_fresh - 1
+            if self._next_fresh - 1 not in self.done:
+                return self._next_fresh - 1
         return None
+
+    def _free_what_nobody_holds(self) -> None:
+        """A shard that came back with less than it had may lack items that were done."""
+        waiting = set(self._returned)
+        for begin, end in self.done.gaps(self._next_fresh):
+            for item in range(begin, end):
+                if item not in self._leases and item not in waiting:
+                    heapq.heappush(self._returned, item)
 
     def _open_until(self) -> int:
         oldest = self.done.below // self.plan.items_per_epoch

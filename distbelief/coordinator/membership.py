@@ -24,6 +24,7 @@ class Member:
     items_done: int = 0
     examples_done: int = 0
     waiting_s: float = 0.0
+    left: bool = False
 
 
 @dataclass(slots=True)
@@ -34,9 +35,10 @@ class Membership:
     lost: set[int] = field(default_factory=set)
 
     def pace(self) -> float:
-        """Items a second of all members; those whose pace is not known yet count as the others."""
-        known = [1 / m.seconds_per_item for m in self.members.values() if m.seconds_per_item]
-        return sum(known) * len(self.members) / len(known) if known else 0.0
+        """Items a second of all who are there; where the pace is unknown yet, that of the others."""
+        present = [m for m in self.members.values() if not m.left]
+        known = [1 / m.seconds_per_item for m in present if m.seconds_per_item]
+        return sum(known) * len(present) / len(known) if known else 0.0
 
     def wanted(
         self, replica: int, *, n_held: int, n_open: int, items_per_epoch: int, lease_s: float
@@ -56,7 +58,7 @@ class Membership:
             lease_s: Seconds of work to hold at least.
         """
         member = self.members[replica]
-        if member.seconds_per_item is None:
+        if not member.seconds_per_item:
             return max(0, FIRST_LEASE - n_held)
         shared = min(n_open, SHARE_OF_EPOCH * items_per_epoch)
         horizon_s = min(1.25 * lease_s, shared / self.pace())

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import torch
@@ -240,7 +240,11 @@ class Downpour:
         self._collect()
         refusal = self._refusal(work)
         outcome = ItemOutcome(
-            item=work.item.number, examples=examples, losses=_mean(losses), refusal=refusal
+            item=work.item.number,
+            examples=examples,
+            losses=_mean(losses),
+            refusal=refusal,
+            pushed=not refusal,
         )
         if refusal:
             self._flat.take_gradient()
@@ -298,14 +302,7 @@ class Downpour:
         self._pending = None
         result = pending.result()
         if outcome is not None:
-            self._progress.add(
-                ItemOutcome(
-                    item=outcome.item,
-                    examples=outcome.examples,
-                    losses=outcome.losses,
-                    refusal=result.refusal,
-                )
-            )
+            self._progress.add(replace(outcome, refusal=result.refusal))
         if result.versions is not None:
             self._versions = result.versions
             self._flat.swap_in()

@@ -18,7 +18,6 @@ from distbelief.types import (
     ParameterService,
     Push,
     PushReply,
-    PushStatus,
     Refusal,
     Version,
 )
@@ -131,7 +130,7 @@ class Exchange:
             layout=self._layout,
             gradient=gradient.values[port.begin : port.end],
         )
-        reply = self._patiently(lambda: _raising_busy(port, push, into))
+        reply = self._patiently(lambda: port.service.push(push, fetch_into=into))
         if reply.refusal in FATAL:
             raise ShardRefusedError(port.shard, reply.refusal, reply.detail)
         if into is not None and reply.fetched is None:
@@ -155,13 +154,6 @@ class Exchange:
                 if time.monotonic() + pause_s > give_up_at or self._closing.wait(pause_s):
                     raise
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-
-def _raising_busy(port: ShardPort, push: Push, into: torch.Tensor | None) -> PushReply:
-    reply = port.service.push(push, fetch_into=into)
-    if reply.status is PushStatus.REFUSED and reply.refusal is Refusal.BUSY:
-        raise TransportError(port.shard, "BUSY", reply.detail)
-    return reply
 
 
 class Pending:

@@ -15,11 +15,12 @@ SHARD, REPLICA = "shard", "replica"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of the cluster with what is free on it."""
+    """A node of the cluster: what it has in all, and what of it is free."""
 
     node_id: str
     host: str
     free: dict[str, float] = field(default_factory=dict)
+    total: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def bundle_for(role: str, nodes: Sequence[Node], *, gpu: bool = False) -> dict[s
     Its own resource where the cluster has such, else one CPU; a replica on an accelerator takes
     that as well.
     """
-    own = any(node.free.get(role, 0) for node in nodes)
+    own = any(node.total.get(role, 0) for node in nodes)
     bundle = {role: 1.0} if own else {"CPU": 1.0}
     if gpu and role == REPLICA:
         bundle["GPU"] = 1.0

@@ -91,13 +91,16 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> ItemPlan:
             f"{config.replica.batch_size} is more than the {dataset.train.n_examples} training "
             f"images; take a smaller one",
         )
-    return ItemPlan.of_run(
+    plan = ItemPlan.of_run(
         n_examples=dataset.train.n_examples,
         batch_size=config.replica.batch_size,
         n_push=config.replica.n_push,
         epochs=config.epochs,
         max_examples=config.max_examples,
     )
+    if plan.n_items == 0:
+        raise ConfigError("epochs", f"{config.epochs} of {plan.n_examples} images is not one image")
+    return plan
 
 
 def prepare(config: TrainConfig, started_at: float | None = None) -> Prepared:

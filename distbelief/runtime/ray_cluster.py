@@ -135,7 +135,12 @@ def nodes() -> list[Node]:
     free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
     known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [
-        Node(node["NodeID"], node["NodeManagerHostname"], dict(free.get(node["NodeID"], {})))
+        Node(
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            free=dict(free.get(node["NodeID"], {})),
+            total=dict(node["Resources"]),
+        )
         for node in known
         if node["Alive"]
     ]

@@ -49,6 +49,20 @@ class ItemSet:
         """The number below which every item is in the set."""
         return self._ends[0] if self._begins and self._begins[0] == 0 else 0
 
+    def gaps(self, end: int) -> Intervals:
+        """The intervals below ``end`` that are not in the set."""
+        found = []
+        begin = 0
+        for low, high in self.intervals:
+            if low >= end:
+                break
+            if begin < low:
+                found.append((begin, low))
+            begin = high
+        if begin < end:
+            found.append((begin, end))
+        return tuple(found)
+
     def add(self, item: int) -> bool:
         """Adds ``item``; returns whether it was new."""
         at = bisect_right(self._begins, item) - 1

@@ -87,7 +87,10 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
     Raises:
         DataError: the file is not a push log, or is damaged before its last line.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"cannot be read: {error}") from error
     if lines[-1]:  # no newline at the end: the writer died within this line
         lines[-1] = ""
 
@@ -108,13 +111,15 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
                     yield SetAside(value["set_aside"], value["reason"])
                     continue
                 yield LogEntry(
-                    **{
-                        **value,
-                        "base": (int(value["base"][0]), int(value["base"][1])),
-                        "skipped": tuple(value["skipped"]),
-                    }
+                    item=int(value["item"]),
+                    clock=int(value["clock"]),
+                    base=(int(value["base"][0]), int(value["base"][1])),
+                    rate=float(value["rate"]),
+                    replica=int(value["replica"]),
+                    examples=int(value["examples"]),
+                    skipped=tuple(int(index) for index in value["skipped"]),
                 )
-            except (TypeError, KeyError, IndexError) as error:
+            except (TypeError, ValueError, KeyError, IndexError) as error:
                 raise DataError(str(path), f"line {number + 1} is no push: {error}") from error
 
     try:

@@ -136,6 +136,7 @@ def make_rule(config: OptimizerConfig, n: int, segments: tuple[Segment, ...]) ->
     """The rule that the configuration names, with fresh state for ``n`` parameters."""
     if config.rule == "adagrad":
         return Adagrad(n, segments, config.weight_decay)
-    kind = FusedMomentum if config.kernel == "fused" else Momentum
+    # Torch's fused kernel takes a momentum of 0 for a caller's mistake.
+    kind = FusedMomentum if config.kernel == "fused" and config.momentum else Momentum
     nesterov = config.rule == "nesterov"
     return kind(n, segments, config.momentum, config.weight_decay, nesterov)

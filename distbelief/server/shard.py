@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from distbelief.config import AveragingConfig, OptimizerConfig
-from distbelief.errors import ProcessLostError, ShardRefusedError
+from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
 from distbelief.layout import Segment
 from distbelief.server.admission import (
     AdmissionRules,
@@ -87,7 +87,9 @@ class Shard:
     Every call puts a task into a bounded queue and waits; one thread carries the tasks out in
     order and is the only one that touches the state. A fetch is such a task: it copies the vector
     into the caller's buffer between two updates, so that it is of one clock, sees every push
-    before it, and costs one copy. Use it as a context manager; all methods are thread-safe.
+    before it, and costs one copy. A call for which the queue has no room raises TransportError, to
+    be tried again; one to a shard that has failed or ended, ProcessLostError. Use it as a context
+    manager; all methods are thread-safe.
     """
 
     def __init__(self, spec: ShardSpec, *, busy_after_s: float = 30.0) -> None:
@@ -119,6 +121,7 @@ class Shard:
         self._staleness: Counter[int] = Counter()
         self._tasks: queue.Queue[_Task[Any] | None] = queue.Queue(2 * spec.n_replicas + 8)
         self._ended = threading.Event()
+        self._ended.set()
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
 
@@ -137,6 +140,7 @@ class Shard:
         self._thread = threading.Thread(
             target=self._write, name=f"shard-{spec.index}-writer", daemon=True
         )
+        self._ended.clear()
         self._thread.start()
         return self
 
@@ -155,7 +159,11 @@ class Shard:
                 self._tasks.put(None)
             self._thread.join()
             self._thread = None
-            self._log.close()
+            try:
+                self._log.close()
+            except OSError:
+                if self._failure is None:  # else this is what the shard was lost for
+                    raise
 
     @property
     def version(self) -> Version:
@@ -180,15 +188,7 @@ class Shard:
     def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
         """See :class:`~distbelief.types.ParameterService`."""
         verdict = check_content(push, self._admission)
-        try:
-            return self._ask(lambda: self._push(push, fetch_into, verdict))
-        except queue.Full:
-            return PushReply(
-                status=PushStatus.REFUSED,
-                version=self.version,
-                refusal=Refusal.BUSY,
-                detail=f"no room in the queue for {self._busy_after_s:g} s",
-            )
+        return self._ask(lambda: self._push(push, fetch_into, verdict))
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:
         """See :class:`~distbelief.types.ShardService`."""
@@ -209,13 +209,17 @@ class Shard:
         task = _Task(work)
         if self._ended.is_set():
             raise self._lost()
-        self._tasks.put(task, timeout=self._busy_after_s)
+        try:
+            self._tasks.put(task, timeout=self._busy_after_s)
+        except queue.Full as error:
+            detail = f"no room in its queue for {self._busy_after_s:g} s"
+            raise TransportError(self.spec.index, "BUSY", detail) from error
         if self._ended.is_set():  # the writer may have emptied the queue before this task came
             self._fail_the_rest()
         return task.result.result()
 
     def _lost(self) -> ProcessLostError:
-        return ProcessLostError(f"shard {self.spec.index}", self._failure or "it has ended")
+        return ProcessLostError(f"shard {self.spec.index}", self._failure or "it does not run")
 
     def _write(self) -> None:
         while (task := self._tasks.get()) is not None:

@@ -18,7 +18,8 @@ from google.protobuf.message import Message
 
 CHUNK_NBYTES = 1 << 20
 
-_CHUNK_TAG = 0x12  # field 2, length-delimited, in all three messages
+_CHUNK_FIELD = 2
+_CHUNK_TAG = 0x12  # that field, length-delimited, in all three messages
 _OFFSET_TAG = 0x08  # Chunk.offset: field 1, varint
 _DATA_TAG = 0x12  # Chunk.data: field 2, length-delimited
 _VARINT, _LENGTH_DELIMITED = 0, 2
@@ -97,29 +98,41 @@ def decoder(kind: type[M]) -> Callable[[bytes], M | Chunk]:
 
 
 def _read_chunk(message: memoryview) -> Chunk:
-    length, at = _read_varint(message, 1)
-    if at + length != len(message):
-        raise MalformedError(f"a chunk of {length} bytes in a message of {len(message)}")
+    chunk = message[:0]
+    for number, value in _fields(message):
+        if number == _CHUNK_FIELD and isinstance(value, memoryview):
+            chunk = value
     offset, data = 0, message[:0]
-    while at < len(message):
-        tag, at = _read_varint(message, at)
-        field, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            value, at = _read_varint(message, at)
-            offset = value if field == 1 else offset
-        elif wire_type == _LENGTH_DELIMITED:
-            size, at = _read_varint(message, at)
-            if at + size > len(message):
-                raise MalformedError("a field reaches beyond its message")
-            data = message[at : at + size] if field == 2 else data
-            at += size
-        elif wire_type in _FIXED_NBYTES:  # a field of a later version: passed over
-            at += _FIXED_NBYTES[wire_type]
-        else:
-            raise MalformedError(f"wire type {wire_type}")
+    for number, value in _fields(chunk):
+        if number == 1 and isinstance(value, int):
+            offset = value
+        elif number == 2 and isinstance(value, memoryview):
+            data = value
     if len(data) % 4:
         raise MalformedError(f"{len(data)} bytes are no float32 elements")
     return Chunk(offset, data)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message, those of a later version included: numbers and values."""
+    at = 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, at = _read_varint(message, at)
+            yield number, value
+            continue
+        if wire_type == _LENGTH_DELIMITED:
+            size, at = _read_varint(message, at)
+        elif wire_type in _FIXED_NBYTES:
+            size = _FIXED_NBYTES[wire_type]
+        else:
+            raise MalformedError(f"wire type {wire_type}")
+        if at + size > len(message):
+            raise MalformedError("a field reaches beyond its message")
+        yield number, message[at : at + size]
+        at += size
 
 
 def _write_varint(out: bytearray, value: int) -> None:

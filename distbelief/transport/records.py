@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 
 from distbelief.transport._generated import parameter_server_pb2 as pb
+from distbelief.transport.codec import MalformedError
 from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
 
 _STATUS = {
@@ -13,12 +17,25 @@ _STATUS = {
     PushStatus.SET_ASIDE: pb.PUSH_STATUS_SET_ASIDE,
     PushStatus.REFUSED: pb.PUSH_STATUS_REFUSED,
 }
+# Numbers and words of a later version are not ours to guess.
 _STATUS_BACK = {number: status for status, number in _STATUS.items()}
 _WEIGHTS = {
     Weights.LATEST: pb.WEIGHTS_LATEST,
     Weights.AVERAGED: pb.WEIGHTS_AVERAGED,
 }
 _WEIGHTS_BACK = {number: weights for weights, number in _WEIGHTS.items()}
+
+
+_REFUSALS = {str(refusal): refusal for refusal in Refusal}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _known(values: Mapping[K, V], key: K) -> V:
+    if key not in values:
+        raise MalformedError(f"{key!r} is none of {sorted(map(str, values))}")
+    return values[key]
 
 
 def version_to_wire(version: Version) -> pb.Version:
@@ -46,7 +63,7 @@ def fetch_to_wire(
 def fetch_from_wire(request: pb.FetchRequest) -> tuple[Weights, Version | None]:
     """Which weights a fetch's request asks for, and what its sender has."""
     known = version_from_wire(request.unless) if request.HasField("unless") else None
-    return _WEIGHTS_BACK[request.weights], known
+    return _known(_WEIGHTS_BACK, request.weights), known
 
 
 def push_to_wire(push: Push, *, fetch: bool) -> pb.PushHeader:
@@ -100,9 +117,9 @@ def reply_from_wire(result: pb.PushResult) -> PushReply:
     """A push's answer."""
     version = version_from_wire(result.version)
     return PushReply(
-        status=_STATUS_BACK[result.status],
+        status=_known(_STATUS_BACK, result.status),
         version=version,
-        refusal=Refusal(result.refusal) if result.refusal else None,
+        refusal=_known(_REFUSALS, result.refusal) if result.refusal else None,
         detail=result.detail,
         staleness=result.staleness if result.HasField("staleness") else None,
         fetched=version if result.n_elements else None,

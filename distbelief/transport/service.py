@@ -14,11 +14,11 @@ import grpc
 import torch
 from google.protobuf.message import DecodeError, Message
 
-from distbelief.errors import ProcessLostError, ShardRefusedError
+from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
 from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
-from distbelief.types import PushReply, PushStatus, Refusal, ShardService
+from distbelief.types import ShardService
 
 SERVICE = "distbelief.v1.ParameterServer"
 MAX_MESSAGE_NBYTES = 4 << 20
@@ -153,14 +153,9 @@ class ShardServer:
             if not isinstance(first, pb.PushRequest) or not first.HasField("header"):
                 raise MalformedError("a push begins with its header")
             header = first.header
-            if header.n_elements != self._size:  # said before anything is received
-                reply = PushReply(
-                    status=PushStatus.REFUSED,
-                    version=records.version_from_wire(header.base),
-                    refusal=Refusal.SIZE,
-                    detail=f"{header.n_elements} elements for a shard of {self._size}",
-                )
-                yield pb.VectorReply(pushed=records.reply_to_wire(reply, 0))
+            if header.n_elements != self._size:  # refused before anything is received
+                empty = records.push_from_wire(header, torch.empty(0))
+                yield pb.VectorReply(pushed=records.reply_to_wire(self._shard.push(empty), 0))
                 return
             with self._buffers.lend() as gradient, self._buffers.lend() as newest:
                 receive(requests, gradient)
@@ -215,6 +210,8 @@ def _errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
     except (MalformedError, DecodeError) as error:
         context.set_trailing_metadata(((REASON_KEY, "malformed"),))
         _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except TransportError as error:
+        _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, error.detail)
     except ProcessLostError as error:
         _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 

@@ -305,6 +305,10 @@ def test_one_shard_too_few_is_found_though_the_ranges_tile(write_run: WriteRun) 
         ("[]", "line 3 is not an object"),
         ('{"item": 3}', "line 3 is no push: "),
         ('{"set_aside": 3}', "line 3 is no push: "),
+        (json.dumps(push(0, 2, rate="fast")), "line 3 is no push: "),
+        (json.dumps(push(0, 2) | {"item": [0]}), "line 3 is no push: "),
+        (json.dumps(push(0, 2, base=[1])), "line 3 is no push: "),
+        (json.dumps(push(0, 2, skipped=None)), "line 3 is no push: "),
     ],
 )
 def test_a_damaged_line_is_an_error_that_names_it(
@@ -352,3 +356,50 @@ def test_a_file_that_cannot_be_read(
     with pytest.raises(DataError) as caught:
         audit(run)
     assert str(caught.value).startswith(f"{run / name}: {text}")
+
+
+def without(record: Any, *path: str) -> Any:
+    for name in path[:-1]:
+        record = record[name]
+    return record.pop(path[-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record.clear(),
+        lambda record: without(record, "plan"),
+        lambda record: without(record, "plan", "n_items"),
+        lambda record: without(record, "parameters"),
+        lambda record: without(record, "config", "schedule"),
+        lambda record: without(record, "config", "cluster", "shards"),
+        lambda record: record["plan"].update(surprise=1),
+        lambda record: record["config"]["schedule"].update(surprise=1),
+        lambda record: record.update(parameters=None),
+        lambda record: record.update(config=[]),
+        lambda record: record.update(plan=3),
+    ],
+)
+def test_a_record_of_another_kind_is_an_error(
+    damage: Callable[[Any], object], write_run: WriteRun
+) -> None:
+    run = write_run(clean_logs())
+    record = json.loads((run / "config.json").read_text())
+    damage(record)
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(DataError) as caught:
+        audit(run)
+    assert str(caught.value).startswith(f"{run / 'config.json'}: is no run's record: ")
+
+
+def test_a_summary_without_a_status_is_of_a_run_that_is_not_finished(write_run: WriteRun) -> None:
+    run = write_run([log(0, [0, 1]), log(1, [0, 1])])
+    (run / "summary.json").write_text("{}")
+    assert audit(run).clean
+
+
+def test_a_log_that_is_no_text_is_an_error(write_run: WriteRun) -> None:
+    run = write_run(clean_logs())
+    (run / "pushes" / LOGS[1]).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        audit(run)

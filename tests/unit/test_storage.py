@@ -2,7 +2,10 @@
 
 import json
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +59,26 @@ def test_the_contents_are_on_disk_before_the_name_and_the_name_before_the_return
     temporary, rename, folder = steps
     assert temporary.startswith("fsync of .file.")
     assert (rename, folder) == ("rename", f"fsync of {tmp_path.name}")
+
+
+def test_two_threads_may_write_one_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_threads: Callable[..., list[Any]],
+) -> None:
+    both = threading.Barrier(2)
+    real_replace = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        both.wait(60)  # both have written, neither has renamed
+        return real_replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    path = tmp_path / "file"
+    texts = [b"short", b"longer than that"]
+    in_threads([lambda text=text: write_atomically(path, text) for text in texts])
+    assert path.read_bytes() in texts
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:

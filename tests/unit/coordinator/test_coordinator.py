@@ -111,6 +111,34 @@ def test_a_leaving_replica_gives_back_what_it_holds() -> None:
     assert numbers(c.report(report(1))) == [1, 2]
 
 
+def test_a_leaving_replica_gives_back_what_it_does_not_know_of() -> None:
+    """Its last grant may have been lost on the way."""
+    c = coordinator()
+    c.report(report(0))
+    assert c.report(report(0, held=(), leaving=True)) == Orders(stop=True)
+    assert numbers(c.report(report(1))) == [0, 1]
+
+
+def test_what_a_leaving_replica_has_pushed_is_not_given_to_another_yet() -> None:
+    c = coordinator()
+    c.report(report(0))
+    c.report(report(0, outcomes=(done(0),), leaving=True))
+    assert numbers(c.report(report(1))) == [1, 2]
+    c.observe([state(0, 0)], c.now())  # the shard lacks it after all
+    assert 0 in numbers(c.report(report(2)))
+
+
+def test_one_that_left_is_listed_and_does_not_count_in_the_pace() -> None:
+    c = coordinator(n_items=100)
+    for replica in (0, 1):
+        c.report(report(replica, seconds_per_item=10.0))
+    c.report(report(0, leaving=True, outcomes=(done(0),)))
+    assert [(m.replica, m.left) for m in c.status().members] == [(0, True), (1, False)]
+    assert c.status().members[0].items_done == 1
+    # Alone it may hold three quarters of an epoch of five, not half of that; it holds two.
+    assert numbers(c.report(report(1, seconds_per_item=1.0))) == [1, 4]
+
+
 def test_stop_ends_everybody() -> None:
     c = coordinator()
     c.report(report(0))
@@ -126,20 +154,40 @@ def test_an_item_of_poison_is_set_aside_after_three_tries(refusal: Refusal) -> N
     c.report(report())
     for attempt in range(1, MAX_POISONED + 1):
         assert c.take_set_aside() == {}
-        orders = c.report(report(outcomes=(done(0, refusal=refusal),)))
+        orders = c.report(report(outcomes=(done(0, refusal=refusal, pushed=False),)))
         assert numbers(orders) == [0]  # free again, and leased again
         assert c.status().refused == {refusal.value: attempt}
     assert c.take_set_aside() == {0: f"{refusal.value}, 3 times"}
     assert c.take_set_aside() == {}
 
 
-@pytest.mark.parametrize("refusal", [Refusal.STALE, Refusal.INCARNATION, Refusal.BUSY])
+@pytest.mark.parametrize("refusal", [Refusal.STALE, Refusal.INCARNATION])
 def test_a_refusal_of_the_moment_sets_nothing_aside(refusal: Refusal) -> None:
     c = coordinator()
     c.report(report())
     for _ in range(10):
         assert numbers(c.report(report(outcomes=(done(0, refusal=refusal),)))) == [0]
     assert c.take_set_aside() == {}
+
+
+def test_a_refusal_is_counted_once_by_whoever_refused() -> None:
+    c = coordinator(n_shards=2)
+    c.report(report())
+    by_a_shard = done(0, refusal=Refusal.NOT_FINITE, pushed=True)
+    by_the_replica = done(1, refusal=Refusal.NOT_FINITE, pushed=False)
+    c.report(report(outcomes=(by_a_shard, by_the_replica)))
+    assert c.status().refused == {"not_finite": 1}
+    c.observe([state(0, 0, refused={"not_finite": 1}), state(1, 0)], c.now())
+    assert c.status().refused == {"not_finite": 2}
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_poison_is_set_aside_whoever_refused_it(pushed: bool) -> None:
+    c = coordinator()
+    c.report(report())
+    for _ in range(MAX_POISONED):
+        c.report(report(outcomes=(done(0, refusal=Refusal.NORM, pushed=pushed),)))
+    assert c.take_set_aside() == {0: "norm, 3 times"}
 
 
 def test_a_refused_item_counts_as_not_done() -> None:
@@ -198,13 +246,13 @@ def test_status_adds_up_the_shards() -> None:
     c = coordinator(n_shards=2)
     states = [
         state(0, 6, repeated=1, staleness={0: 4, 2: 2}, refused={"stale": 1}),
-        state(1, 7, repeated=2, staleness={0: 7}, refused={"stale": 1, "busy": 3}),
+        state(1, 7, repeated=2, staleness={0: 7}, refused={"stale": 1, "norm": 3}),
     ]
     c.observe(states, c.now())
     status = c.status()
     assert (status.applied, status.repeated) == (13, 3)
     assert status.staleness == {0: 11, 2: 2}
-    assert status.refused == {"stale": 2, "busy": 3}
+    assert status.refused == {"stale": 2, "norm": 3}
     assert (status.examples_applied, status.epochs_finished) == (55, 1)
     assert status.shards == tuple(states)
 

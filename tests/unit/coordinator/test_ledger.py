@@ -180,6 +180,47 @@ def test_an_item_that_another_replica_applied_is_taken_from_its_holder() -> None
     assert ledger.held_by(0) == [1]
 
 
+def test_fresh_items_that_are_done_are_not_leased() -> None:
+    """As after the coordinator's own death: its ledger is new, the shards are not."""
+    ledger = Ledger(plan(), 2)
+    observe(ledger, {0, 2, 3}, {0, 2})
+    assert items(ledger.lease(0, 3)) == [1, 3, 4]
+
+
+def test_what_a_shard_forgot_is_leased_again() -> None:
+    ledger = Ledger(plan(), 2)
+    for item, _ in ledger.lease(0, 4):
+        ledger.report(0, item, now=1)
+    ledger.lease(1, 2)
+    observe(ledger, {0, 1, 2, 3}, {0, 1, 2, 3}, asked_at=2)
+    assert (ledger.n_open, ledger.done.below) == (16, 4)
+    observe(ledger, {0, 1, 2, 3}, {0, 2}, asked_at=3)  # it came back from a snapshot
+    assert (ledger.n_open, ledger.done.below) == (18, 1)
+    assert ledger.held_by(1) == [4, 5]
+    assert items(ledger.lease(0, 3)) == [1, 3, 6]
+
+
+def test_what_a_shard_forgot_and_is_leased_already_stays_where_it_is() -> None:
+    ledger = Ledger(plan(), 1)
+    ledger.lease(0, 2)
+    for asked_at in (1, 2, 3):
+        observe(ledger, {0, 1}, asked_at=asked_at)
+        observe(ledger, set(), asked_at=asked_at)  # freed again and again, waiting once
+    assert items(ledger.lease(1, 2)) == [0, 1]
+    observe(ledger, set(), asked_at=4)
+    assert ledger.held_by(1) == [0, 1]
+    assert items(ledger.lease(2, 2)) == [2, 3]
+
+
+def test_a_run_that_was_finished_goes_on_when_a_shard_forgot() -> None:
+    ledger = Ledger(plan(n_items=7), 2)
+    observe(ledger, set(range(7)), set(range(7)))
+    assert ledger.finished
+    observe(ledger, set(range(7)), set(range(5)))
+    assert not ledger.finished
+    assert items(ledger.lease(0, 9)) == [5, 6]
+
+
 def test_failures_are_counted_and_free_the_item() -> None:
     ledger = Ledger(plan(), 1)
     for attempt in (1, 2, 3):
@@ -251,6 +292,8 @@ class Run(RuleBasedStateMachine):
         self.next_lease = 1
         self.ever_leased: set[int] = set()
         self.reported: dict[int, tuple[int, int]] = {}
+        self.observed: list[ShardState] = []
+        self.shrunk = False
 
     def apply(self, item: int, shards: list[int]) -> None:
         for shard in shards:
@@ -271,7 +314,9 @@ class Run(RuleBasedStateMachine):
         granted = self.ledger.lease(replica, n)
         assert len(granted) <= n
         for item, lease in granted:
-            assert 0 <= item < min(open_until, self.N_ITEMS)
+            assert 0 <= item < self.N_ITEMS
+            # When a shard forgot, what was leased before may lie beyond the epochs now open.
+            assert item < open_until or (self.shrunk and item in self.ever_leased)
             assert item not in self.ledger.done
             assert all(item not in held for held in held_before.values())
             assert lease >= self.next_lease  # every lease has a number of its own
@@ -312,6 +357,8 @@ class Run(RuleBasedStateMachine):
     def lose(self, replica: int) -> None:
         held = self.world.held.pop(replica, set())
         self.world.late |= held
+        if self.shrunk:  # an item that was done meanwhile, and is not any more, is nobody's
+            held &= set(self.ledger.held_by(replica))
         again = self.ledger.lose(replica)
         assert set(again) >= {i for i in held if i not in self.ledger.done}
         assert self.ledger.held_by(replica) == []
@@ -345,6 +392,7 @@ class Run(RuleBasedStateMachine):
     def answer(self) -> None:
         asked_at, found = self.polls.pop(0)
         self.ledger.observe(found, asked_at)
+        self.observed = found
         for item, (replica, at) in list(self.reported.items()):
             # Reported after the question: it is still on its way, and nobody else's.
             if at > asked_at and item not in self.ledger.done:
@@ -354,10 +402,12 @@ class Run(RuleBasedStateMachine):
     @invariant()
     def counts_agree_with_the_shards(self) -> None:
         done = set(self.ledger.done)
+        told = [set(ItemSet(s.applied)) | set(s.set_aside) for s in self.observed]
+        assert done == (set.intersection(*told) if told else set())
         everywhere = set.intersection(
             *(a | set(s) for a, s in zip(self.world.applied, self.world.aside, strict=True))
         )
-        assert done <= everywhere
+        assert self.shrunk or done <= everywhere
         assert 0 <= self.ledger.n_open <= self.N_ITEMS - len(done)
         examples = sum(self.ledger.plan.item(i).n_examples for i in done)
         assert self.ledger.examples_done() + self.ledger.examples_set_aside() == examples
@@ -367,12 +417,13 @@ class Run(RuleBasedStateMachine):
         """Whatever happened, one replica that does its work finishes the run."""
         if not hasattr(self, "ledger"):
             return
-        for asked_at, found in self.polls:
-            self.ledger.observe(found, asked_at)
+        while self.polls:
+            self.answer()
         for replica in range(3):
             self.ledger.lose(replica)
         everyone = list(range(len(self.world.applied)))
-        for _ in range(2 + self.N_ITEMS // self.PER_EPOCH):
+        # What a shard forgot since the last poll is only found out by the first of these rounds.
+        for _ in range(2 + self.shrunk + self.N_ITEMS // self.PER_EPOCH):
             for item, _ in self.ledger.lease(9, self.N_ITEMS):
                 self.apply(item, everyone)
                 self.now += 1
@@ -415,3 +466,34 @@ class LivingRun(Run):
 
 TestLivingRun = LivingRun.TestCase
 TestLivingRun.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)
+
+
+class Forgetting:
+    """Shards that die and come back from a snapshot, with less than they had."""
+
+    @rule(data=st.data())
+    def shrink(self: Any, data: st.DataObject) -> None:
+        shard = data.draw(st.sampled_from(range(len(self.world.applied))))
+        applied, aside = self.world.applied[shard], self.world.aside[shard]
+        known = sorted(applied | set(aside))
+        if not known:
+            return
+        forgotten = data.draw(st.just(known) | st.lists(st.sampled_from(known), unique=True))
+        applied.difference_update(forgotten)
+        for item in forgotten:
+            aside.pop(item, None)
+        self.shrunk = True
+
+
+class ForgettingRun(Forgetting, Run):
+    """A run in which shards forget and all replicas die at the end."""
+
+
+class LivingForgettingRun(Forgetting, LivingRun):
+    """A run in which shards forget and replicas finish what they hold."""
+
+
+TestForgettingRun = ForgettingRun.TestCase
+TestForgettingRun.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+TestLivingForgettingRun = LivingForgettingRun.TestCase
+TestLivingForgettingRun.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)

@@ -34,6 +34,21 @@ def test_pace(paces: tuple[float | None, ...], expected: float) -> None:
     assert membership(*paces).pace() == expected
 
 
+def test_those_who_left_have_no_pace() -> None:
+    m = membership(0.5, 0.25, None)
+    m.members[1].left = True
+    assert m.pace() == 4.0  # of the first, and as much for the one that is not known
+    m.members[0].left = True
+    assert m.pace() == 0.0
+
+
+def test_a_pace_of_no_time_at_all_is_one_that_is_not_known() -> None:
+    m = membership(0.0, 0.5)
+    assert wanted(m, n_held=1) == 1
+    assert wanted(m, 1) == 50
+    assert m.pace() == 4.0
+
+
 @pytest.mark.parametrize(("n_held", "expected"), [(0, 2), (1, 1), (2, 0), (5, 0)])
 def test_the_first_lease(n_held: int, expected: int) -> None:
     assert FIRST_LEASE == 2

@@ -18,7 +18,8 @@ from distbelief.runtime.placement import (
 
 
 def nodes(*free: dict[str, float]) -> list[Node]:
-    return [Node(f"node{i}", f"host{i}", dict(has)) for i, has in enumerate(free)]
+    """Nodes of which all is free."""
+    return [Node(f"node{i}", f"host{i}", dict(has), dict(has)) for i, has in enumerate(free)]
 
 
 def where(placements: list[Placement], role: str) -> list[str | None]:
@@ -196,3 +197,10 @@ def test_no_room_names_the_option_the_figures_and_the_remedy(
     with pytest.raises(ClusterError) as caught:
         require_room(place(cluster, n_shards, n_replicas, gpu=gpu), cluster, 60.0)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("role", [SHARD, REPLICA])
+def test_own_resources_are_asked_for_though_none_is_free(role: str) -> None:
+    busy = [Node("node0", "host0", {"CPU": 4.0}, {"CPU": 4.0, role: 1.0})]
+    assert bundle_for(role, busy) == {role: 1.0}
+    assert [p.node_id for p in place(busy, 1, 1) if p.role == role] == [None]

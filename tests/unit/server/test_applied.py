@@ -66,6 +66,31 @@ def test_contains_all(plain: set[int], begin: int, end: int) -> None:
     assert of(plain).contains_all(range(begin, end)) == plain.issuperset(range(begin, end))
 
 
+@pytest.mark.parametrize(
+    ("plain", "end", "expected"),
+    [
+        (set(), 0, ()),
+        (set(), 3, ((0, 3),)),
+        ({0, 1, 2}, 3, ()),
+        ({0, 1, 2}, 2, ()),
+        ({0, 3, 4, 7}, 6, ((1, 3), (5, 6))),
+        ({0, 3, 4, 7}, 8, ((1, 3), (5, 7))),
+        ({0, 3, 4, 7}, 9, ((1, 3), (5, 7), (8, 9))),
+        ({5}, 3, ((0, 3),)),
+    ],
+)
+def test_gaps(plain: set[int], end: int, expected: tuple[tuple[int, int], ...]) -> None:
+    assert of(plain).gaps(end) == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(sets, st.integers(0, 30))
+def test_gaps_are_what_is_missing(plain: set[int], end: int) -> None:
+    gaps = ItemSet(of(plain).gaps(end))
+    assert set(gaps) == set(range(end)) - plain
+    assert is_canonical(gaps)
+
+
 @settings(deadline=None, max_examples=100)
 @given(sets, sets)
 def test_equality_and_the_way_back_from_plain_values(left: set[int], right: set[int]) -> None:

@@ -21,6 +21,25 @@ def entry(item: int, clock: int, skipped: tuple[int, ...] = ()) -> LogEntry:
     )
 
 
+PUSH = (
+    '"item": 7, "clock": 1, "base": [2, 0], "rate": 0.1, "replica": 4, "examples": 8, "skipped": []'
+)
+FLAWS = (  # of a name that comes twice, JSON takes the last
+    '"item": "seven"',
+    '"item": null',
+    '"clock": []',
+    '"base": [2]',
+    '"base": 2',
+    '"base": ["a", "b"]',
+    '"rate": "fast"',
+    '"rate": null',
+    '"replica": {}',
+    '"examples": "some"',
+    '"skipped": 3',
+    '"skipped": ["a"]',
+)
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """A log of three lines after its header."""
@@ -112,6 +131,7 @@ def test_a_torn_last_line_is_left_out_wherever_it_is_torn(written: Path) -> None
         (1, "{}", "line 2 is no push: "),
         (1, '{"item": 7}', "line 2 is no push: "),
         (1, '{"set_aside": 7}', "line 2 is no push: 'reason'"),
+        *((1, f"{{{PUSH}, {flaw}}}", "line 2 is no push: ") for flaw in FLAWS),
         (0, "{}", "line 1 is no header: "),
         (0, '{"shard": 1, "surprise": 2}', "line 1 is no header: "),
         (0, "not json", "line 1 is damaged: "),
@@ -127,6 +147,21 @@ def test_damage_is_named_by_file_and_line(
     with pytest.raises(DataError) as caught:
         list(read_log(written)[1])
     assert str(caught.value).startswith(f"{written}: {problem}")
+
+
+def test_the_push_that_those_flaws_are_put_into_is_whole(written: Path) -> None:
+    lines = written.read_text().split("\n")
+    lines[1] = f"{{{PUSH}}}"
+    written.write_text("\n".join(lines))
+    assert next(read_log(written)[1]) == entry(7, 1)
+
+
+def test_a_log_that_is_no_text_or_is_not_there_cannot_be_read(written: Path) -> None:
+    written.write_bytes(b"\xff\xfe\x00")
+    for path in (written, written.parent, written.with_name("none.jsonl")):
+        with pytest.raises(DataError) as caught:
+            read_log(path)
+        assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
 @pytest.mark.parametrize("contents", ["", '{"shard": 1'])

@@ -116,6 +116,16 @@ def test_momentum_closed_form(kind: type[Momentum]) -> None:
         assert torch.equal(p, torch.full((3,), moved))
 
 
+@pytest.mark.parametrize("kernel", ["fused", "unfused"])
+def test_without_momentum_it_is_gradient_descent_whatever_the_kernel(kernel: Any) -> None:
+    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, kernel=kernel)
+    rule = make_rule(config, 2, (Segment(0, 1, 1.0, 1.0), Segment(1, 2, 2.0, 1.0)))
+    p = torch.zeros(2)
+    for k in range(1, 4):
+        rule.apply(p, torch.ones(2), 0.25)
+        assert p.tolist() == [-0.25 * k, -0.5 * k]
+
+
 @pytest.mark.parametrize("kind", [Momentum, FusedMomentum])
 def test_nesterov_closed_form(kind: type[Momentum]) -> None:
     rule = kind(1, whole(1), 0.5, 0.0, nesterov=True)
@@ -200,13 +210,16 @@ def test_adagrad_with_no_gradient_stays_where_it_is() -> None:
         (OptimizerConfig(kernel="unfused"), Momentum, False),
         (OptimizerConfig(rule="nesterov"), FusedMomentum, True),
         (OptimizerConfig(rule="nesterov", kernel="unfused"), Momentum, True),
+        # Torch's fused kernel refuses a momentum of 0.
+        (OptimizerConfig(momentum=0.0), Momentum, False),
+        (OptimizerConfig(momentum=0.0, kernel="unfused"), Momentum, False),
     ],
 )
 def test_make_rule(config: OptimizerConfig, kind: type[Momentum], nesterov: bool) -> None:
     rule = make_rule(config, 5, whole(5))
     assert type(rule) is kind
     assert isinstance(rule, Momentum)
-    assert (rule.nesterov, rule.momentum, rule.decay) == (nesterov, 0.9, 2e-4)
+    assert (rule.nesterov, rule.momentum, rule.decay) == (nesterov, config.momentum, 2e-4)
     assert torch.equal(rule.slots["momentum"], torch.zeros(5))
 
 

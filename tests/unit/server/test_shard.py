@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from distbelief.config import AveragingConfig, OptimizerConfig
-from distbelief.errors import ProcessLostError, ShardRefusedError
+from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
 from distbelief.layout import Segment
 from distbelief.server.pushlog import LogEntry, SetAside, read_log
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard, ShardSpec, _Task
 from distbelief.types import (
     Push,
     PushReply,
@@ -451,15 +451,49 @@ def test_a_full_queue_answers_busy_and_applies_what_it_took(
         assert stuck.reached.wait(60)
         futures = [pool.submit(shard.push, make_push(item)) for item in range(n_pushes)]
         answered = as_completed(futures, timeout=60)
-        busy = [next(answered).result() for _ in range(n_pushes - room)]
+        busy = [next(answered).exception() for _ in range(n_pushes - room)]
         stuck.released.set()
         others = [future.result() for future in answered]
         assert isinstance(holding.exception(60), ShardRefusedError)
-    assert [(r.status, r.refusal) for r in busy] == 3 * [(PushStatus.REFUSED, Refusal.BUSY)]
-    assert {r.detail for r in busy} == {"no room in the queue for 0.1 s"}
+    assert [type(error) for error in busy] == 3 * [TransportError]
     assert [r.status for r in others] == room * [PushStatus.APPLIED]
-    assert shard.state().clock == room
+    state = shard.state()
+    assert (state.clock, state.refused) == (room, {})
     assert fetch(shard) == [-float(room)] * 4
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda shard, push: shard.push(push),
+        lambda shard, push: fetch(shard),
+        lambda shard, push: shard.state(),
+        lambda shard, push: shard.load(torch.zeros(4)),
+        lambda shard, push: shard.set_aside((3,), "why"),
+    ],
+    ids=["push", "fetch", "state", "load", "set_aside"],
+)
+def test_any_call_without_room_in_the_queue_may_be_tried_again(
+    call: Callable[[Shard, Push], object], start_shard: StartShard, make_push: MakePush
+) -> None:
+    shard = start_shard(index=3, n_shards=4, n_replicas=1, busy_after_s=0.01)
+    stuck = StuckValues()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(shard.load, stuck)
+        assert stuck.reached.wait(60)
+        others = [_Task(lambda: None) for _ in range(10)]
+        for task in others:
+            shard._tasks.put_nowait(task)
+        with pytest.raises(TransportError) as caught:
+            call(shard, make_push(0))
+        stuck.released.set()
+        assert [task.result.result(60) for task in others] == 10 * [None]
+    assert vars(caught.value) == {
+        "shard": 3,
+        "code": "BUSY",
+        "detail": "no room in its queue for 0.01 s",
+    }
+    call(shard, make_push(0))
 
 
 def test_a_failing_log_loses_the_shard_for_all_callers(
@@ -517,17 +551,52 @@ def test_tasks_behind_a_failure_are_answered_not_left(
     assert {type(error) for error in errors} == {ProcessLostError}
 
 
-def test_after_close_every_call_says_so(start_shard: StartShard, make_push: MakePush) -> None:
+def test_a_shard_whose_log_failed_closes_quietly(
+    start_shard: StartShard, make_push: MakePush, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard = start_shard()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard._log, "append", full)
+    monkeypatch.setattr(shard._log, "close", full)  # what is left in its buffer has no room either
+    with pytest.raises(ProcessLostError):
+        shard.push(make_push(0))
     shard.close()
-    shard.close()
+
+
+def test_a_log_that_fails_at_the_end_is_not_hidden(
+    start_shard: StartShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = start_shard()
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard._log, "close", full)
+    with pytest.raises(OSError, match="No space left"):
+        shard.close()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_shard_that_does_not_run_says_so(
+    ended: bool, make_spec: Callable[..., ShardSpec], make_push: MakePush
+) -> None:
+    shard = Shard(make_spec())
+    if ended:
+        with shard:
+            pass
+        shard.close()
     calls: list[Callable[[], object]] = [
         shard.state,
         lambda: fetch(shard),
         lambda: shard.push(make_push(0)),
+        lambda: shard.load(torch.zeros(4)),
+        lambda: shard.set_aside((9,), "why"),
     ]
     for call in calls:
-        with pytest.raises(ProcessLostError, match="shard 0 was lost: it has ended"):
+        with pytest.raises(ProcessLostError, match="shard 0 was lost: it does not run"):
             call()
 
 

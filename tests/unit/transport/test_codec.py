@@ -146,6 +146,21 @@ def test_unknown_fields_of_a_chunk_are_passed_over(
     assert (chunk.offset, chunk.data) == (offset, data)
 
 
+@settings(deadline=None, max_examples=120)
+@given(kinds, offsets, elements, unknown_fields, st.integers(10, 500))
+def test_unknown_fields_beside_a_chunk_are_passed_over(
+    kind: Any, offset: int, n_elements: int, extra: list[tuple[int, Any]], number: int
+) -> None:
+    data = payload(n_elements)
+    message = encode(Chunk(offset, memoryview(data)))
+    message += b"".join(field_bytes(number + i, *field) for i, field in enumerate(extra))
+    part = decoder(kind)(message)
+    assert isinstance(part, Chunk)
+    assert (part.offset, bytes(part.data)) == (offset, data)
+    chunk = kind.FromString(message).chunk
+    assert (chunk.offset, chunk.data) == (offset, data)
+
+
 def test_of_a_field_that_comes_twice_the_last_counts() -> None:
     inner = field_bytes(1, 0, 5) + field_bytes(2, 2, b"abcd") + field_bytes(1, 0, 9)
     message = in_message(inner + field_bytes(2, 2, b"efgh"))
@@ -194,8 +209,14 @@ def test_a_message_cut_short_is_malformed(
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (b"\x12\x05", "a chunk of 5 bytes in a message of 2"),
-        (b"\x12\x00\x08", "a chunk of 0 bytes in a message of 3"),
+        (b"\x12\x05", "a field reaches beyond its message"),
+        (b"\x12\x00\x08", "a number without an end"),
+        (in_message(b"\x19" + bytes(7)), "a field reaches beyond its message"),
+        (in_message(b"\x1d" + bytes(3)), "a field reaches beyond its message"),
+        (in_message(b"") + b"\x19" + bytes(7), "a field reaches beyond its message"),
+        (in_message(b"") + b"\x1d", "a field reaches beyond its message"),
+        (in_message(b"") + b"\x1a\x03ab", "a field reaches beyond its message"),
+        (in_message(b"") + b"\x1b", "wire type 3"),
         (in_message(b"\x12\x05abcd"), "a field reaches beyond its message"),
         (in_message(b"\x12\x03abc"), "3 bytes are no float32 elements"),
         (in_message(b"\x08"), "a number without an end"),

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbelief.transport import records
+from distbelief.transport._generated import parameter_server_pb2 as pb
+from distbelief.transport.codec import MalformedError
 from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
 
 numbers = st.integers(0, 2**63 - 1)
@@ -82,6 +84,25 @@ def test_every_refusal(refusal: Refusal) -> None:
     back = records.reply_from_wire(through(records.reply_to_wire(reply, 0)))
     assert back == reply
     assert back.refusal is refusal
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (pb.PushResult(status=0), "0 is none of"),
+        (pb.PushResult(status=99), "99 is none of"),
+        (pb.PushResult(status=pb.PUSH_STATUS_REFUSED, refusal="mood"), "'mood' is none of .*stale"),
+        (pb.PushResult(status=pb.PUSH_STATUS_REFUSED, refusal="busy"), "'busy' is none of"),
+    ],
+)
+def test_an_answer_of_a_later_version_is_malformed(result: pb.PushResult, text: str) -> None:
+    with pytest.raises(MalformedError, match=f"^{text}"):
+        records.reply_from_wire(through(result))
+
+
+def test_weights_of_a_later_version_are_malformed() -> None:
+    with pytest.raises(MalformedError, match="^99 is none of"):
+        records.fetch_from_wire(through(pb.FetchRequest(weights=99)))
 
 
 @settings(deadline=None, max_examples=60)

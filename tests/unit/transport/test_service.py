@@ -341,15 +341,41 @@ def test_a_call_without_any_token_is_refused(start_shard: StartShard, serve: Ser
 def test_a_push_of_another_size_is_refused(
     size: int, start_shard: StartShard, make_push: MakePush, serve: Serve
 ) -> None:
+    shard = start_shard(incarnation=2)
+    client = serve(shard)
+    client.push(make_push(0, incarnation=2))
+    before = shard.state()
+    out = torch.full((size,), 7.0)
+    push = make_push(1, torch.ones(size), incarnation=2)
+    reply = client.push(push, fetch_into=out)
+    assert (reply.status, reply.refusal) == (PushStatus.REFUSED, Refusal.SIZE)
+    assert (reply.version, reply.fetched) == (Version(2, 1), None)  # the shard's, not the push's
+    assert "this shard has [0, 4)" in reply.detail
+    assert shard.state() == replace(before, refused={"size": 1})
+    assert torch.equal(out, torch.full((size,), 7.0))
+    assert client.push(make_push(1, incarnation=2)).status is PushStatus.APPLIED
+
+
+def test_a_push_of_another_size_is_refused_before_its_payload_is_received(
+    start_shard: StartShard, serve: Serve
+) -> None:
     shard = start_shard()
     client = serve(shard)
-    before = shard.state()
-    reply = client.push(make_push(0, torch.ones(size)))
-    assert (reply.status, reply.refusal) == (PushStatus.REFUSED, Refusal.SIZE)
-    assert reply.detail == f"{size} elements for a shard of 4"
-    after = shard.state()
-    assert (after.clock, after.applied, after.staleness) == (0, (), before.staleness)
-    assert client.push(make_push(0)).status is PushStatus.APPLIED
+    answered = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield header(n_elements=5)
+        answered.wait(60)
+
+    with grpc.insecure_channel(client.endpoint) as channel:
+        push = channel.stream_stream(f"/{SERVICE}/Push", None, pb.VectorReply.FromString)
+        replies = push(messages(), timeout=30, metadata=authorization(TOKEN))
+        try:
+            assert next(replies).pushed.refusal == "size"
+            assert list(replies) == []
+        finally:
+            answered.set()
+    assert shard.state().refused == {"size": 1}
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -474,8 +500,8 @@ def fetched(n: int) -> bytes:
     return pb.VectorReply(fetched=pb.FetchResult(n_elements=n)).SerializeToString()
 
 
-def pushed(n: int) -> bytes:
-    result = pb.PushResult(status=pb.PUSH_STATUS_APPLIED, n_elements=n)
+def pushed(n: int, **changes: Any) -> bytes:
+    result = pb.PushResult(**{"status": pb.PUSH_STATUS_APPLIED, "n_elements": n, **changes})
     return pb.VectorReply(pushed=result).SerializeToString()
 
 
@@ -496,6 +522,9 @@ def pushed(n: int) -> bytes:
         ("push", [fetched(0)], "the answer does not begin with its result"),
         ("push", [pushed(4), chunk(0, 4)], "4 elements that were not asked for"),
         ("push", [pushed(0), chunk(0, 4)], "more came than was announced"),
+        ("push", [pushed(0, status=99)], "99 is none of"),
+        ("push", [pushed(0, status=0)], "0 is none of"),
+        ("push", [pushed(0, refusal="mood")], "'mood' is none of"),
     ],
 )
 def test_a_malformed_answer_is_an_answer_that_did_not_come(
@@ -561,9 +590,36 @@ def test_a_lost_shard_does_not_answer(
     client = serve(shard)
     shard.close()
     for call in CALLS.values():
-        with pytest.raises(TransportError, match="shard 0 was lost: it has ended") as caught:
+        with pytest.raises(TransportError, match="shard 0 was lost: it does not run") as caught:
             call(client, make_push(0))
         assert caught.value.code == "UNAVAILABLE"
+
+
+@every_call
+def test_a_busy_shard_does_not_answer_and_may_be_asked_again(
+    call: Callable[[ShardClient, Push], object], make_push: MakePush, serve: Serve
+) -> None:
+    busy = TransportError(3, "BUSY", "no room in its queue for 30 s")
+    client = serve(FakeShard(error=busy), index=3)
+    with pytest.raises(TransportError) as caught:
+        call(client, make_push(0))
+    assert vars(caught.value) == {
+        "shard": 3,
+        "code": "RESOURCE_EXHAUSTED",
+        "detail": f"{client.endpoint}: no room in its queue for 30 s",
+    }
+
+
+def test_a_fetch_of_weights_that_are_not_known_is_refused(
+    start_shard: StartShard, serve: Serve
+) -> None:
+    client = serve(start_shard())
+    with grpc.insecure_channel(client.endpoint) as channel:
+        fetch = channel.unary_stream(f"/{SERVICE}/Fetch", encode, None)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(fetch(pb.FetchRequest(weights=99), timeout=30, metadata=authorization(TOKEN)))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert client.healthy()
 
 
 def test_any_error_of_a_shard_is_no_answer(make_push: MakePush, serve: Serve) -> None:
