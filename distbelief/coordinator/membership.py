@@ -35,7 +35,7 @@ class Membership:
     lost: set[int] = field(default_factory=set)
 
     def pace(self) -> float:
-        """Items a second of all who are there; where the pace is unknown yet, that of the others."""
+        """Items a second of all who are there; a pace not known yet counts as the others'."""
         present = [m for m in self.members.values() if not m.left]
         known = [1 / m.seconds_per_item for m in present if m.seconds_per_item]
         return sum(known) * len(present) / len(known) if known else 0.0

@@ -89,6 +89,7 @@ class CoordinatorHost:
         self._failure = ""
         self._closing = threading.Event()
         self._epochs_seen = 0
+        self._joined: set[int] = set()
         # Two epochs' evaluations may wait; one that comes on top is left out, and said so.
         self._to_evaluate: queue.Queue[int | None] = queue.Queue(2)
         self._threads = [
@@ -112,7 +113,13 @@ class CoordinatorHost:
 
     def report(self, report: ReplicaReport) -> Orders:
         """See :class:`~distbelief.types.CoordinatorService`."""
-        return self._coordinator.report(report, at=time.time())
+        orders = self._coordinator.report(report, at=time.time())
+        if report.replica not in self._joined:
+            self._joined.add(report.replica)
+            self._events.emit(
+                "replica_joined", replica=report.replica, host=report.host, pid=report.pid
+            )
+        return orders
 
     def replica_lost(self, replica: int, cause: str) -> int:
         """Takes note of a replica's death; returns how many of its items go to others."""

@@ -109,7 +109,7 @@ class LocalWorld:
             target=self._run_replica, args=(replica,), name=f"replica-{replica}", daemon=True
         )
         self._threads[replica] = thread
-        self._host.emit("replica_started", replica=replica, host=os.uname().nodename)
+        self._host.emit("replica_started", replica=replica, node=None)
         thread.start()
 
     def wait(self, timeout_s: float) -> list[ReplicaEnd]:

@@ -109,7 +109,7 @@ class RayWorld:
         self._replica_actors[replica] = actor
         ref = actor.run.remote(self._spec, replica, self._endpoints, self._token, self._coordinator)
         self._replicas[ref] = replica
-        self.emit("replica_started", replica=replica)
+        self.emit("replica_started", replica=replica, node=self._placements[REPLICA, slot].node_id)
 
     def wait(self, timeout_s: float) -> list[ReplicaEnd]:
         """See :class:`World`."""
@@ -198,8 +198,13 @@ class RayWorld:
             timeout_s=START_S,
         )
         for e in self._endpoints:
-            host = self._hosts.get(self._placements[SHARD, e.shard].node_id or "", "")
-            self.emit("shard_started", shard=e.shard, address=e.address, host=host)
+            self.emit(
+                "shard_started",
+                shard=e.shard,
+                incarnation=e.incarnation,
+                address=e.address,
+                node=self._placements[SHARD, e.shard].node_id,
+            )
         self._get(ready, timeout_s=START_S)
         for i, actor in enumerate(shards):
             self._watched[actor.watch.remote()] = f"shard {i}"

@@ -551,16 +551,26 @@ def test_tasks_behind_a_failure_are_answered_not_left(
     assert {type(error) for error in errors} == {ProcessLostError}
 
 
+def close_fails(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = shard._log.close
+
+    def fail() -> None:
+        close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard._log, "close", fail)
+
+
 def test_a_shard_whose_log_failed_closes_quietly(
     start_shard: StartShard, make_push: MakePush, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = start_shard()
 
-    def full(*_: object) -> None:
+    def full(entry: LogEntry) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard._log, "append", full)
-    monkeypatch.setattr(shard._log, "close", full)  # what is left in its buffer has no room either
+    close_fails(shard, monkeypatch)  # what is left in its buffer has no room either
     with pytest.raises(ProcessLostError):
         shard.push(make_push(0))
     shard.close()
@@ -570,11 +580,7 @@ def test_a_log_that_fails_at_the_end_is_not_hidden(
     start_shard: StartShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = start_shard()
-
-    def full() -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shard._log, "close", full)
+    close_fails(shard, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         shard.close()
 

@@ -101,7 +101,7 @@ def test_an_answer_of_a_later_version_is_malformed(result: pb.PushResult, text: 
 
 
 def test_weights_of_a_later_version_are_malformed() -> None:
-    with pytest.raises(MalformedError, match="^99 is none of"):
+    with pytest.raises(MalformedError, match=r"^99 is none of"):
         records.fetch_from_wire(through(pb.FetchRequest(weights=99)))
 
 

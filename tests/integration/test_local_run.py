@@ -1,0 +1,128 @@
+"""Whole runs inside one process, audited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from distbelief.audit import audit
+from distbelief.config import TrainConfig
+from distbelief.observe.events import read_events
+from distbelief.runtime.local import LocalWorld
+from distbelief.runtime.prepare import build_model, prepare
+from distbelief.runtime.supervisor import Stop, Supervisor
+
+
+def run(config: TrainConfig, **world: Any) -> tuple[Path, dict[str, Any]]:
+    prepared = prepare(config)
+    with LocalWorld(prepared, n_loaders=0, **world) as running:
+        result = Supervisor(running, prepared, Stop(), lambda line: None).run()
+    return prepared.run_dir, result
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"replicas": 3, "shards": 2},
+        {"replicas": 2, "shards": 3, "n_push": 3, "n_fetch": 1, "rule": "adagrad"},
+        {"replicas": 2, "shards": 1, "n_push": 2, "n_fetch": 5, "overlap": False},
+        {"replicas": 1, "shards": 5, "average": "uniform", "schedule": "step", "step_epochs": 0.5},
+        {"replicas": 2, "shards": 2, "average": "none", "schedule": "polynomial"},
+    ],
+)
+@pytest.mark.parametrize("transport", ["direct", "grpc"])
+def test_every_example_is_applied_once(
+    tiny: Callable[..., TrainConfig], changes: dict[str, Any], transport: str
+) -> None:
+    run_dir, result = run(tiny(**changes), transport=transport)
+    found = audit(run_dir)
+    assert found.clean, found.counter_example
+    assert (found.examples, found.epochs_finished) == (180, 2)
+    assert result["status"] == "finished"
+    assert result["examples_applied"] == 180
+    assert result["pushes"]["refused"] == {}
+
+
+def test_the_folder_is_as_the_documentation_says(tiny: Callable[..., TrainConfig]) -> None:
+    run_dir, result = run(tiny())
+    assert sorted(p.name for p in run_dir.iterdir()) == [
+        "config.json",
+        "events.jsonl",
+        "model.safetensors",
+        "pushes",
+        "summary.json",
+    ]
+    assert json.loads((run_dir / "summary.json").read_text()) == result
+    record = json.loads((run_dir / "config.json").read_text())
+    assert TrainConfig.from_dict(record["config"]).model.width == 0.0625
+    assert len(record["classes"]) == 10
+    events = read_events(run_dir / "events.jsonl")
+    kinds = {event["kind"] for event in events}
+    assert {"replica_started", "replica_joined", "items", "epoch", "evaluation", "end"} <= kinds
+    documented = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
+    assert not [kind for kind in kinds if f"`{kind}`" not in documented]
+    items = [i for event in events if event["kind"] == "items" for i in event["items"]]
+    assert sorted(items) == list(range(24))
+    assert set(result) >= {
+        "status",
+        "wall_seconds",
+        "examples_applied",
+        "images_per_second",
+        "pushes",
+        "staleness",
+        "learning_rate",
+        "train_loss",
+        "validation",
+        "recoveries",
+    }
+
+
+def test_the_model_file_holds_the_averaged_weights(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny(replicas=1, average="none")
+    prepared = prepare(config)
+    with LocalWorld(prepared, n_loaders=0) as world:
+        Supervisor(world, prepared, Stop(), lambda line: None).run()
+        newest = torch.empty(prepared.layout.size)
+        for port in world.ports:
+            port.service.fetch(newest[port.begin : port.end], begin=port.begin)
+    with safe_open(prepared.run_dir / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == list(prepared.classes)
+        model = build_model(config, prepared.n_outputs)
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    views = prepared.layout.views(newest)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach(), views[name])
+    assert not torch.equal(newest, prepared.initial)
+
+
+def test_running_statistics_are_recomputed(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny(model="torchvision.models:shufflenet_v2_x0_5", image_size=32, lr=1e-3)
+    run_dir, _ = run(config)
+    with safe_open(run_dir / "model.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.endswith("running_mean")]  # noqa: SIM118
+        assert names
+        assert any(bool(file.get_tensor(name).abs().sum()) for name in names)
+    assert audit(run_dir).clean
+
+
+def test_a_stop_ends_in_order(tiny: Callable[..., TrainConfig]) -> None:
+    prepared = prepare(tiny(epochs=1000))
+    stop = Stop()
+
+    def say(line: str) -> None:
+        stop.event.set()  # at the first progress line
+
+    with LocalWorld(prepared, n_loaders=0) as world:
+        result = Supervisor(world, prepared, stop, say).run()
+    assert result["status"] == "interrupted"
+    assert 0 < result["examples_applied"] < 90_000
+    assert (prepared.run_dir / "model.safetensors").exists()
+    found = audit(prepared.run_dir)
+    assert found.clean, found.counter_example
+    assert found.examples == result["examples_applied"]

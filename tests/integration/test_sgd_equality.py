@@ -1,0 +1,112 @@
+"""One replica that waits for each exchange is plain SGD, through every layer and the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+
+from distbelief.config import TrainConfig
+from distbelief.data.dataset import open_data
+from distbelief.data.loader import BatchLoader, BatchRequest
+from distbelief.data.permutation import epoch_permutation
+from distbelief.data.transforms import TrainTransform
+from distbelief.models.dropout import seed_dropout
+from distbelief.replica.step import ImageInput, Step
+from distbelief.runtime.local import LocalWorld
+from distbelief.runtime.prepare import build_model, prepare
+from distbelief.runtime.supervisor import Stop, Supervisor
+
+STEPS = 20
+
+
+def trained(config: TrainConfig, transport: Literal["direct", "grpc"]) -> torch.Tensor:
+    """The shards' newest parameters after the run."""
+    prepared = prepare(config)
+    with LocalWorld(prepared, transport=transport, n_loaders=0) as world:
+        result = Supervisor(world, prepared, Stop(), lambda line: None).run()
+        assert result["pushes"]["applied"] == STEPS * config.cluster.shards
+        values = torch.empty(prepared.layout.size)
+        for port in world.ports:
+            port.service.fetch(values[port.begin : port.end], begin=port.begin)
+    return values
+
+
+def reference(config: TrainConfig) -> torch.Tensor:
+    """A plain loop with torch.optim.SGD over the same batches."""
+    dataset = open_data(config.data, config.seed)
+    model = build_model(config, dataset.n_outputs)
+    device = torch.device("cpu")
+    step = Step(model, ImageInput("unit", device, True), 0.3, device, "fp32")
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    weights = [p for name, p in model.named_parameters() if not name.endswith("bias")]
+    lr = config.schedule.lr
+    optimizer = torch.optim.SGD(
+        [
+            {"params": weights, "weight_decay": config.optimizer.weight_decay},
+            {"params": biases, "lr": lr * config.optimizer.bias_rate, "weight_decay": 0.0},
+        ],
+        lr=lr,
+        momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.rule == "nesterov",
+        foreach=False,
+    )
+    n, size = dataset.train.n_examples, config.replica.batch_size
+    batches = [
+        BatchRequest(epoch, epoch_permutation(config.seed, epoch, n)[begin : begin + size])
+        for epoch in range(2)
+        for begin in range(0, n, size)
+    ][:STEPS]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        transform = TrainTransform(config.data.image_size)
+        with BatchLoader(dataset.train, transform, config.seed, 0) as loader:
+            for item, request in enumerate(batches):
+                batch = loader.submit(request).result()
+                seed_dropout(model, config.seed, item, 0)
+                optimizer.zero_grad()
+                step(batch.images, batch.labels)
+                optimizer.step()
+    finally:
+        torch.set_num_threads(before)
+    # In the order of memory, as the flat vector has them.
+    return torch.cat(
+        [p.detach().permute(0, 2, 3, 1).reshape(-1) if p.dim() == 4 else p.detach().reshape(-1)
+         for p in model.parameters()]
+    )  # fmt: skip
+
+
+def one_replica(tiny: Callable[..., TrainConfig], **changes: object) -> TrainConfig:
+    return tiny(
+        replicas=1,
+        overlap=False,
+        heads=True,
+        epochs=9,
+        max_examples=11 * 8 + 2 + 8 * 8,  # a whole epoch, its short last batch included, and more
+        lr=0.01,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("rule", ["momentum", "nesterov"])
+@pytest.mark.parametrize("transport", ["direct", "grpc"])
+def test_unfused_is_bit_for_bit(
+    tiny: Callable[..., TrainConfig], rule: str, transport: Literal["direct", "grpc"]
+) -> None:
+    config = one_replica(tiny, kernel="unfused", rule=rule)
+    values, expected = trained(config, transport), reference(config)
+    assert torch.equal(values, expected)
+
+
+def test_fused_is_within_the_last_place(tiny: Callable[..., TrainConfig]) -> None:
+    config = one_replica(tiny, kernel="fused")
+    torch.testing.assert_close(trained(config, "grpc"), reference(config), rtol=1e-5, atol=1e-7)
+
+
+def test_the_reference_would_notice(tiny: Callable[..., TrainConfig]) -> None:
+    config = one_replica(tiny, kernel="unfused")
+    other = one_replica(tiny, kernel="unfused", momentum=0.89)
+    assert not torch.equal(trained(config, "direct"), reference(other))

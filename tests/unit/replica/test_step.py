@@ -1,0 +1,152 @@
+"""One step: pixels in, gradients and losses out."""
+
+import copy
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
+
+CPU = torch.device("cpu")
+IMAGES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+LABELS = np.array([0, 2])
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+class WithHead(nn.Module):
+    """Main logits and one auxiliary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.head = network(1), network(2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.main(x), self.head(x)
+
+
+def step_of(model: nn.Module, precision: Literal["fp32", "bf16"] = "fp32") -> Step:
+    images = ImageInput("unit", CPU, channels_last=True)
+    return Step(model=model, images=images, aux_weight=0.5, device=CPU, precision=precision)
+
+
+def gradients(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_devices(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert resolve_device("auto") == torch.device("cuda" if cuda else "cpu")
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("cuda") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_bf16", "expected"),
+    [
+        ("fp32", "cpu", True, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, "fp32"),
+        ("fp32", "cuda", True, "fp32"),
+        ("bf16", "cuda", False, "bf16"),
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp32"),
+    ],
+)
+def test_precision(
+    precision: str, device: str, has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has(name: str) -> Any:
+        return lambda **_: has_bf16 if name == device else not has_bf16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", has("cuda"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", has("cpu"))
+    assert resolve_precision(precision, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_become_normalised_planes(channels_last: bool) -> None:
+    out = ImageInput("unit", CPU, channels_last)(IMAGES)
+    assert (out.shape, out.dtype) == ((2, 3, 4, 4), torch.float32)
+    assert out.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert out.is_contiguous() != channels_last
+    mean = torch.tensor([0.485, 0.456, 0.406]) * 255
+    deviation = torch.tensor([0.229, 0.224, 0.225]) * 255
+    expected = (torch.from_numpy(IMAGES).float() - mean) / deviation
+    torch.testing.assert_close(out, expected.permute(0, 3, 1, 2))
+
+
+def test_caffe_takes_the_mean_away_and_scales_nothing() -> None:
+    out = ImageInput("caffe", CPU, True)(IMAGES)
+    difference = torch.from_numpy(IMAGES).float().permute(0, 3, 1, 2) - out
+    mean = difference[0, :, 0, 0]
+    torch.testing.assert_close(difference, mean.view(1, 3, 1, 1).expand_as(difference))
+    assert all(100 < value < 130 for value in mean.tolist())
+
+
+def test_the_images_are_left_alone() -> None:
+    images = IMAGES.copy()
+    ImageInput("caffe", CPU, True)(images)
+    assert np.array_equal(images, IMAGES)
+
+
+def test_the_gradient_is_that_of_the_mean_loss() -> None:
+    model = network()
+    step = step_of(model)
+    found = step(IMAGES, LABELS)
+    plain = copy.deepcopy(model)
+    plain.zero_grad()
+    loss = functional.cross_entropy(plain(step.images(IMAGES)), torch.from_numpy(LABELS))
+    loss.backward()
+    assert torch.equal(gradients(model), gradients(plain))
+    assert found.keys() == {"loss"}
+    assert found["loss"].item() == loss.item()
+    assert not found["loss"].requires_grad
+
+
+def test_gradients_add_up_where_they_are() -> None:
+    model = network()
+    kept = {p: torch.ones_like(p) for p in model.parameters()}
+    for p, gradient in kept.items():
+        p.grad = gradient
+    step_of(model)(IMAGES, LABELS)
+    assert all(p.grad is gradient for p, gradient in kept.items())
+    other = network()
+    step_of(other)(IMAGES, LABELS)
+    torch.testing.assert_close(gradients(model), gradients(other) + 1)
+
+
+def test_auxiliary_losses_have_their_weight() -> None:
+    found = step_of(WithHead())(IMAGES, LABELS)
+    assert found.keys() == {"loss", "main", "aux1"}
+    torch.testing.assert_close(found["loss"], found["main"] + 0.5 * found["aux1"])
+
+
+def test_a_batch_without_rows_adds_nothing() -> None:
+    model = network()
+    assert step_of(model)(IMAGES[:0], LABELS[:0]) == {}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_gradients() -> None:
+    model, seen = network(), list[torch.dtype]()
+    model[3].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    found = step_of(model, "bf16")(IMAGES, LABELS)
+    assert seen == [torch.bfloat16]
+    assert found["loss"].dtype is torch.float32
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    exact = network()
+    step_of(exact)(IMAGES, LABELS)
+    difference = torch.linalg.vector_norm(gradients(model) - gradients(exact))
+    # Of eight bits of mantissa: other than float32's, and near it.
+    assert 0 < difference < 0.05 * torch.linalg.vector_norm(gradients(exact))
