@@ -15,7 +15,7 @@ from typing import Any
 
 from distbelief.config import ScheduleConfig
 from distbelief.coordinator.schedule import Schedule
-from distbelief.errors import DataError
+from distbelief.errors import ConfigError, DataError
 from distbelief.items import ItemPlan
 from distbelief.server.applied import ItemSet, intersection
 from distbelief.server.pushlog import LogEntry, LogHeader, SetAside, read_log
@@ -83,7 +83,8 @@ def audit(run_dir: Path) -> Audit:
         schedule = Schedule(ScheduleConfig(**record["config"]["schedule"]), plan)
         n_parameters = int(record["parameters"])
         n_shards = int(record["config"]["cluster"]["shards"])
-    except (KeyError, TypeError) as error:
+        schedule.rate(0)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, ConfigError) as error:
         raise DataError(str(run_dir / "config.json"), f"is no run's record: {error!r}") from error
     paths = sorted((run_dir / "pushes").glob("*.jsonl"))
     if not paths:

@@ -88,8 +88,12 @@ class OptimizerConfig:
     """Learning-rate multiplier of biases."""
     kernel: Literal["fused", "unfused"] = "fused"
     """Update kernels: unfused ones equal torch.optim.SGD bit for bit."""
+    predict_weights: bool = False
+    """Hand out parameters as momentum will have moved them by the time a gradient comes back."""
+    clip_norm: float | None = None
+    """Scale a longer gradient of a push down to this norm."""
     max_norm: float | None = None
-    """Refuse a gradient whose norm over one shard is above this."""
+    """Refuse a gradient whose norm, before any clipping, is above this."""
     max_staleness: int | None = None
     """Refuse a gradient that is staler than so many updates."""
 
@@ -100,7 +104,7 @@ class OptimizerConfig:
             "weight_decay",
             f"must be 0 or more, not {self.weight_decay}",
         )
-        _require_positive(self, "bias_rate", "max_norm")
+        _require_positive(self, "bias_rate", "clip_norm", "max_norm")
         staleness_ok = self.max_staleness is None or self.max_staleness >= 0
         _require(staleness_ok, "max_staleness", f"must be 0 or more, not {self.max_staleness}")
 

@@ -25,6 +25,7 @@ class Weights(StrEnum):
     """Which of a shard's vectors a fetch asks for."""
 
     LATEST = "latest"
+    PREDICTED = "predicted"
     AVERAGED = "averaged"
 
 
@@ -142,7 +143,8 @@ class ParameterService(Protocol):
             out: ``(n,) float32``, contiguous, on the CPU; the caller's. It is untouched when the
                 shard's version is still ``unless``; if the call raises, its contents are undefined.
             begin: First element of the flat vector that is wanted; the shard must hold all n.
-            weights: The parameters themselves, or their Polyak average.
+            weights: The parameters themselves, as they are expected to be when a gradient computed
+                on them will be applied, or their Polyak average.
             unless: The version that the caller has.
 
         Raises:
@@ -156,7 +158,8 @@ class ParameterService(Protocol):
 
         Returns when the gradient has been applied, so that a fetch afterwards sees it. With
         ``fetch_into``, of the gradient's size, the newest parameters of its range, the push
-        included, are written there whatever the status, except for a refusal.
+        included, are written there whatever the status, except for a refusal; they are predicted
+        ones if that is what the run's replicas compute with.
 
         Raises:
             TransportError: no answer in time; the push may or may not have been applied.

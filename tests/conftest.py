@@ -72,7 +72,15 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
             cluster=ClusterConfig(replicas=2, shards=2, address="inprocess", patience_s=30.0),
         )
         for name, value in changes.items():
-            for part in ("model", "data", "optimizer", "schedule", "averaging", "replica", "cluster"):
+            for part in (
+                "model",
+                "data",
+                "optimizer",
+                "schedule",
+                "averaging",
+                "replica",
+                "cluster",
+            ):
                 if hasattr(getattr(config, part), name):
                     config = replace(
                         config, **{part: replace(getattr(config, part), **{name: value})}

@@ -58,7 +58,7 @@ class Membership:
             lease_s: Seconds of work to hold at least.
         """
         member = self.members[replica]
-        if not member.seconds_per_item:
+        if not member.seconds_per_item or member.left:
             return max(0, FIRST_LEASE - n_held)
         shared = min(n_open, SHARE_OF_EPOCH * items_per_epoch)
         horizon_s = min(1.25 * lease_s, shared / self.pace())

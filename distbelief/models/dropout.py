@@ -34,6 +34,8 @@ class SeededDropout(nn.Module):
             return input
         if self._generator is None or self._generator.device != input.device:
             self._generator = torch.Generator(input.device).manual_seed(self._seed)
+        if self.p == 1.0:
+            return input * 0.0
         keep = torch.empty_like(input).bernoulli_(1.0 - self.p, generator=self._generator)
         return input * keep.div_(1.0 - self.p)
 
@@ -45,7 +47,7 @@ class SeededDropout(nn.Module):
 def use_seeded_dropout(model: nn.Module) -> None:
     """Replaces every ``nn.Dropout`` within ``model``; other kinds of dropout stay as they are."""
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # named_children leaves repeats out
             if type(child) is nn.Dropout:
                 setattr(module, name, SeededDropout(child.p).train(child.training))
 

@@ -155,6 +155,7 @@ class Downpour:
         config: ReplicaConfig,
         seed: int,
         max_norm: float | None,
+        clip_norm: float | None = None,
     ) -> None:
         self._replica = replica
         self._flat = flat
@@ -166,6 +167,7 @@ class Downpour:
         self._config = config
         self._seed = seed
         self._max_norm = max_norm
+        self._clip_norm = clip_norm
         self._versions: tuple[Version, ...] = ()
         self._pending: tuple[Pending, ItemOutcome | None] | None = None
         self._since_fetch = 0
@@ -238,7 +240,8 @@ class Downpour:
     ) -> None:
         """The edge of the step that completes an item."""
         self._collect()
-        refusal = self._refusal(work)
+        norm = self._push_norm()
+        refusal = self._refusal(norm)
         outcome = ItemOutcome(
             item=work.item.number,
             examples=examples,
@@ -255,6 +258,8 @@ class Downpour:
             self._start(None, None, fetch=True)
             self._collect()
             return
+        if self._clip_norm is not None and norm > self._clip_norm:
+            self._scale_push(self._clip_norm / norm)
         replaced_at_once = self._fetch_due and not self._config.overlap
         self._accrue_and_step(work, step=not replaced_at_once)
         gradient = Gradient(work.item, self._take_push(), base, examples, skipped)
@@ -262,12 +267,19 @@ class Downpour:
         if not self._config.overlap:
             self._collect()
 
-    def _refusal(self, work: Work) -> str:
-        """Refuses a gradient before its first byte leaves, so that no shard applies a part."""
+    def _push_norm(self) -> float:
         gradient = self._flat.gradient
         if self._accrued is not None:
             gradient = gradient + self._accrued
-        norm = float(torch.linalg.vector_norm(gradient))
+        return float(torch.linalg.vector_norm(gradient))
+
+    def _scale_push(self, factor: float) -> None:
+        self._flat.gradient.mul_(factor)
+        if self._accrued is not None:
+            self._accrued.mul_(factor)
+
+    def _refusal(self, norm: float) -> str:
+        """Refuses a gradient before its first byte leaves, so that no shard applies a part."""
         if not norm < float("inf"):
             return Refusal.NOT_FINITE
         return Refusal.NORM if self._max_norm is not None and norm > self._max_norm else ""

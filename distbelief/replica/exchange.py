@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from distbelief.types import (
     PushReply,
     Refusal,
     Version,
+    Weights,
 )
 
 T = TypeVar("T")
@@ -75,12 +76,19 @@ class Exchange:
     """
 
     def __init__(
-        self, ports: Sequence[ShardPort], *, layout: str, replica: int, patience_s: float
+        self,
+        ports: Sequence[ShardPort],
+        *,
+        layout: str,
+        replica: int,
+        patience_s: float,
+        weights: Weights = Weights.LATEST,
     ) -> None:
         self._ports = tuple(ports)
         self._layout = layout
         self._replica = replica
         self._patience_s = patience_s
+        self._weights = weights
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(
             len(ports), thread_name_prefix=f"replica-{replica}-exchange"
@@ -116,7 +124,7 @@ class Exchange:
         into = None if fetch_into is None else fetch_into[port.begin : port.end]
         if gradient is None:
             assert into is not None
-            return self._patiently(lambda: port.service.fetch(into, begin=port.begin))
+            return self._fetch(port, into)
         push = Push(
             item=gradient.item.number,
             lease=gradient.item.lease,
@@ -134,15 +142,13 @@ class Exchange:
         if reply.refusal in FATAL:
             raise ShardRefusedError(port.shard, reply.refusal, reply.detail)
         if into is not None and reply.fetched is None:
-            fetched = self._patiently(lambda: port.service.fetch(into, begin=port.begin))
-            return PushReply(
-                status=reply.status,
-                version=reply.version,
-                refusal=reply.refusal,
-                detail=reply.detail,
-                fetched=fetched,
-            )
+            return replace(reply, fetched=self._fetch(port, into))
         return reply
+
+    def _fetch(self, port: ShardPort, into: torch.Tensor) -> Version:
+        return self._patiently(
+            lambda: port.service.fetch(into, begin=port.begin, weights=self._weights)
+        )
 
     def _patiently(self, call: Callable[[], T]) -> T:
         give_up_at = time.monotonic() + self._patience_s

@@ -21,7 +21,7 @@ from distbelief.replica.exchange import Exchange, ShardPort
 from distbelief.replica.feed import Feed
 from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
 from distbelief.runtime.prepare import build_model, digests_of
-from distbelief.types import CoordinatorService
+from distbelief.types import CoordinatorService, Weights
 
 BATCHES_AHEAD = 2
 """Batches that each loader process has before it: one at work, one next."""
@@ -97,6 +97,7 @@ def run_replica(
             layout=layout.fingerprint,
             replica=replica,
             patience_s=config.cluster.patience_s,
+            weights=Weights.PREDICTED if config.optimizer.predict_weights else Weights.LATEST,
         ) as exchange,
     ):
         ahead = BATCHES_AHEAD * max(1, n_loaders)
@@ -113,6 +114,7 @@ def run_replica(
             config=config.replica,
             seed=config.seed,
             max_norm=config.optimizer.max_norm,
+            clip_norm=config.optimizer.clip_norm,
         )
         with Reporter(coordinator, feed, progress, replica) as reporter:
             loop.run(reporter)

@@ -97,7 +97,7 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
     def parse(number: int) -> dict[str, Any]:
         try:
             value = json.loads(lines[number])
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(str(path), f"line {number + 1} is damaged: {error}") from error
         if not isinstance(value, dict):
             raise DataError(str(path), f"line {number + 1} is not an object")
@@ -108,7 +108,7 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
             value = parse(number)
             try:
                 if "set_aside" in value:
-                    yield SetAside(value["set_aside"], value["reason"])
+                    yield SetAside(int(value["set_aside"]), str(value["reason"]))
                     continue
                 yield LogEntry(
                     item=int(value["item"]),
@@ -119,11 +119,16 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
                     examples=int(value["examples"]),
                     skipped=tuple(int(index) for index in value["skipped"]),
                 )
-            except (TypeError, ValueError, KeyError, IndexError) as error:
+            except (TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
                 raise DataError(str(path), f"line {number + 1} is no push: {error}") from error
 
     try:
-        header = LogHeader(**parse(0))
-    except TypeError as error:
+        fields = parse(0)
+        snapshot = fields.pop("snapshot", None)
+        header = LogHeader(
+            **{name: int(value) for name, value in fields.items()},
+            snapshot=None if snapshot is None else int(snapshot),
+        )
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(str(path), f"line 1 is no header: {error}") from error
     return header, entries()

@@ -10,6 +10,10 @@ range.
 
 The first two are those of ``torch.optim.SGD``. Adagrad is that of Dean et al. 2012, section 4.1:
 each parameter has a rate of its own, gamma / sqrt(sum of g*g).
+
+A gradient is applied some updates after the parameters that it was computed on were fetched. What
+momentum will do meanwhile is known at the fetch, so that the parameters can be handed out as they
+will be: linear weight prediction (Kosson et al. 2021, Pipelined backpropagation at scale).
 """
 
 from __future__ import annotations
@@ -36,6 +40,13 @@ class UpdateRule(Protocol):
         """Updates ``parameters`` and the state in place; overwrites ``gradient``."""
         ...
 
+    def predict(self, parameters: torch.Tensor, begin: int, rate: float, steps: float) -> None:
+        """Moves a copy of the parameters, from ``begin`` on, to where ``steps`` updates lead.
+
+        What the gradients to come will add is not known; what is in the state already is.
+        """
+        ...
+
 
 def add_decay(
     gradient: torch.Tensor, parameters: torch.Tensor, segments: Sequence[Segment], decay: float
@@ -49,11 +60,22 @@ def add_decay(
 
 
 def step_along(
-    parameters: torch.Tensor, direction: torch.Tensor, segments: Sequence[Segment], rate: float
+    parameters: torch.Tensor,
+    direction: torch.Tensor,
+    segments: Sequence[Segment],
+    rate: float,
+    *,
+    begin: int = 0,
 ) -> None:
-    """In place: p <- p - eta d, with each segment's rate multiplier."""
+    """In place: p <- p - eta d, with each segment's rate multiplier.
+
+    ``parameters`` may be a part, from ``begin`` on, of what ``direction`` and ``segments`` cover.
+    """
     for s in segments:
-        parameters[s.begin : s.end].add_(direction[s.begin : s.end], alpha=-rate * s.rate)
+        low, high = max(s.begin, begin), min(s.end, begin + parameters.numel())
+        if low < high:
+            part = parameters[low - begin : high - begin]
+            part.add_(direction[low:high], alpha=-rate * s.rate)
 
 
 @dataclass
@@ -80,6 +102,14 @@ class Momentum:
             step_along(parameters, gradient, self.segments, rate)
         else:
             step_along(parameters, velocity, self.segments, rate)
+
+    def predict(self, parameters: torch.Tensor, begin: int, rate: float, steps: float) -> None:
+        """See :class:`UpdateRule`: p <- p - eta v (mu + mu**2 + ... + mu**steps)."""
+        mu = self.momentum
+        ahead = mu * (1.0 - mu**steps) / (1.0 - mu)
+        if ahead > 0.0:
+            velocity = self.slots["momentum"]
+            step_along(parameters, velocity, self.segments, rate * ahead, begin=begin)
 
 
 @dataclass
@@ -130,6 +160,9 @@ class Adagrad:
         squares.addcmul_(gradient, gradient)
         gradient.div_(squares.sqrt().add_(ADAGRAD_EPSILON))
         step_along(parameters, gradient, self.segments, rate)
+
+    def predict(self, parameters: torch.Tensor, begin: int, rate: float, steps: float) -> None:
+        """See :class:`UpdateRule`; without momentum nothing is known of what will come."""
 
 
 def make_rule(config: OptimizerConfig, n: int, segments: tuple[Segment, ...]) -> UpdateRule:

@@ -32,6 +32,9 @@ from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, V
 
 T = TypeVar("T")
 
+STALENESS_SMOOTHING = 0.02
+"""Weight of each push in the staleness that the next ones are expected to have."""
+
 
 class _Task(Generic[T]):
     """Work for the writer, and the place for its result."""
@@ -114,6 +117,8 @@ class Shard:
         self._loaded = False
         self._clock = 0
         self._examples = 0
+        self._rate = 0.0
+        self._expected_staleness = 0.0
         self._applied = ItemSet()
         self._set_aside: dict[int, str] = {}
         self._repeated = 0
@@ -278,7 +283,10 @@ class Shard:
         if unless != self.version:
             averaged = weights is Weights.AVERAGED
             source = self._average.read(self._parameters) if averaged else self._parameters
-            out.copy_(source[begin - self.spec.begin : end - self.spec.begin])
+            first = begin - self.spec.begin
+            out.copy_(source[first : end - self.spec.begin])
+            if weights is Weights.PREDICTED:
+                self._rule.predict(out, first, self._rate, self._expected_staleness)
         return self.version
 
     def _push(
@@ -304,7 +312,9 @@ class Shard:
             self._apply(push, stale)
         fetched = None
         if fetch_into is not None:
-            fetched = self._fetch(fetch_into, push.begin, Weights.LATEST, None)
+            predicted = self.spec.optimizer.predict_weights
+            weights = Weights.PREDICTED if predicted else Weights.LATEST
+            fetched = self._fetch(fetch_into, push.begin, weights, None)
         return PushReply(status=status, version=self.version, staleness=stale, fetched=fetched)
 
     def _apply(self, push: Push, stale: int | None) -> None:
@@ -312,8 +322,10 @@ class Shard:
         self._clock += 1
         self._examples += push.examples
         self._applied.add(push.item)
+        self._rate = push.rate
         if stale is not None:
             self._staleness[stale] += 1
+            self._expected_staleness += STALENESS_SMOOTHING * (stale - self._expected_staleness)
         self._average.update(self._parameters, self._examples)
         self._log.append(
             LogEntry(

@@ -17,11 +17,11 @@ _STATUS = {
     PushStatus.SET_ASIDE: pb.PUSH_STATUS_SET_ASIDE,
     PushStatus.REFUSED: pb.PUSH_STATUS_REFUSED,
 }
-# Numbers and words of a later version are not ours to guess.
 _STATUS_BACK = {number: status for status, number in _STATUS.items()}
 _WEIGHTS = {
     Weights.LATEST: pb.WEIGHTS_LATEST,
     Weights.AVERAGED: pb.WEIGHTS_AVERAGED,
+    Weights.PREDICTED: pb.WEIGHTS_PREDICTED,
 }
 _WEIGHTS_BACK = {number: weights for weights, number in _WEIGHTS.items()}
 
@@ -33,6 +33,7 @@ V = TypeVar("V")
 
 
 def _known(values: Mapping[K, V], key: K) -> V:
+    """Numbers and words of a later version are not ours to guess."""
     if key not in values:
         raise MalformedError(f"{key!r} is none of {sorted(map(str, values))}")
     return values[key]

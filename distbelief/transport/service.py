@@ -22,6 +22,7 @@ from distbelief.types import ShardService
 
 SERVICE = "distbelief.v1.ParameterServer"
 MAX_MESSAGE_NBYTES = 4 << 20
+MAX_ELEMENTS = 1 << 40
 REASON_KEY = "distbelief-reason"
 STOP_GRACE_S = 2.0
 
@@ -154,8 +155,10 @@ class ShardServer:
                 raise MalformedError("a push begins with its header")
             header = first.header
             if header.n_elements != self._size:  # refused before anything is received
-                empty = records.push_from_wire(header, torch.empty(0))
-                yield pb.VectorReply(pushed=records.reply_to_wire(self._shard.push(empty), 0))
+                # As long as was said, without the memory.
+                announced = torch.empty(1).expand(min(header.n_elements, MAX_ELEMENTS))
+                reply = self._shard.push(records.push_from_wire(header, announced))
+                yield pb.VectorReply(pushed=records.reply_to_wire(reply, 0))
                 return
             with self._buffers.lend() as gradient, self._buffers.lend() as newest:
                 receive(requests, gradient)

@@ -11,6 +11,7 @@ class Weights(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     WEIGHTS_LATEST: _ClassVar[Weights]
     WEIGHTS_AVERAGED: _ClassVar[Weights]
+    WEIGHTS_PREDICTED: _ClassVar[Weights]
 
 class PushStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -21,6 +22,7 @@ class PushStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PUSH_STATUS_REFUSED: _ClassVar[PushStatus]
 WEIGHTS_LATEST: Weights
 WEIGHTS_AVERAGED: Weights
+WEIGHTS_PREDICTED: Weights
 PUSH_STATUS_UNSPECIFIED: PushStatus
 PUSH_STATUS_APPLIED: PushStatus
 PUSH_STATUS_ALREADY_APPLIED: PushStatus

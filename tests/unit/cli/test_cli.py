@@ -91,9 +91,7 @@ def test_help_names_every_command_and_recipe(capsys: pytest.CaptureFixture[str])
     assert all(name in listed for name in RECIPES)
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [("finished", 0), ("interrupted", 130), ("failed", 1)]
-)
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("interrupted", 130), ("failed", 1)])
 def test_exit_codes_and_json(
     status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

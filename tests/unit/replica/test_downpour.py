@@ -213,6 +213,7 @@ def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> Ma
         momentum: float = 0.0,
         max_staleness: int | None = None,
         max_norm: float | None = None,
+        clip_norm: float | None = None,
         loader: Loader | None = None,
         rates: Callable[[int], float] = lambda item: 0.5,
         **config: Any,
@@ -245,6 +246,7 @@ def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> Ma
             config=settings,
             seed=SEED,
             max_norm=max_norm,
+            clip_norm=clip_norm,
         )
         replica = Replica(
             loop=loop,
@@ -593,6 +595,21 @@ def test_a_gradient_of_too_large_a_norm_never_leaves(make_replica: MakeReplica) 
     assert [p.item for p in r.spy.pushes] == [i for i in range(3) if i != worst]
     refused = r.outcomes()[worst]
     assert (refused.refusal, refused.pushed) == ("norm", False)
+
+
+def test_a_longer_push_is_clipped_as_a_whole(make_replica: MakeReplica) -> None:
+    accrued = step_gradients(6).reshape(3, 2, SIZE).sum(1)
+    norms = torch.linalg.vector_norm(accrued, dim=1)
+    limit = float(norms.sort().values[1])  # one is longer, one is shorter
+    r = make_replica(3, n_push=2, overlap=False, clip_norm=limit)
+    r.run()
+    for push, gradient, norm in zip(r.spy.pushes, accrued, norms, strict=True):
+        expected = gradient * min(1.0, limit / float(norm))
+        torch.testing.assert_close(push.gradient, expected, rtol=1e-6, atol=0.0)
+    assert float(torch.linalg.vector_norm(r.spy.pushes[int(norms.argmax())].gradient)) < float(
+        norms.max()
+    )
+    assert all(outcome.refusal == "" for outcome in r.outcomes().values())
 
 
 def test_a_norm_at_the_limit_is_taken(make_replica: MakeReplica) -> None:

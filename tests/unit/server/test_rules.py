@@ -116,6 +116,30 @@ def test_momentum_closed_form(kind: type[Momentum]) -> None:
         assert torch.equal(p, torch.full((3,), moved))
 
 
+@pytest.mark.parametrize("kind", [Momentum, FusedMomentum])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_prediction_is_where_momentum_alone_would_lead(kind: type[Momentum], steps: int) -> None:
+    rule = kind(4, (Segment(0, 2, 1.0, 1.0), Segment(2, 4, 2.0, 0.0)), 0.5, 0.0)
+    p = torch.zeros(4)
+    rule.apply(p, torch.tensor([1.0, -2.0, 4.0, 0.5]), 0.25)
+    predicted, part = p.clone(), p[1:3].clone()
+    rule.predict(predicted, 0, 0.25, steps)
+    rule.predict(part, 1, 0.25, steps)
+    assert torch.equal(part, predicted[1:3])
+    for _ in range(steps):
+        rule.apply(p, torch.zeros(4), 0.25)
+    torch.testing.assert_close(predicted, p, rtol=1e-6, atol=0.0)
+
+
+def test_prediction_of_no_steps_changes_nothing() -> None:
+    rule = Momentum(2, whole(2), 0.9, 0.0)
+    p = torch.tensor([1.0, 2.0])
+    rule.apply(p, torch.ones(2), 0.1)
+    before = p.clone()
+    rule.predict(p, 0, 0.1, 0.0)
+    assert torch.equal(p, before)
+
+
 @pytest.mark.parametrize("kernel", ["fused", "unfused"])
 def test_without_momentum_it_is_gradient_descent_whatever_the_kernel(kernel: Any) -> None:
     config = OptimizerConfig(momentum=0.0, weight_decay=0.0, kernel=kernel)

@@ -653,3 +653,26 @@ def test_a_log_folder_that_cannot_be_made_stops_the_start(
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), Shard(make_spec(log_folder=tmp_path / "file" / "x")):
         pass
+
+
+def test_predicted_parameters_lead_by_the_staleness_that_is_expected(
+    start_shard: Callable[..., Shard], make_push: Callable[..., Push]
+) -> None:
+    optimizer = OptimizerConfig(
+        momentum=0.5, weight_decay=0.0, kernel="unfused", predict_weights=True
+    )
+    shard = start_shard(optimizer=optimizer)
+    latest, predicted, handed = torch.empty(4), torch.empty(4), torch.empty(4)
+
+    def push(item: int, base: int) -> None:
+        shard.push(make_push(item, base=Version(1, base), rate=0.25), fetch_into=handed)
+        shard.fetch(latest, begin=0)
+        shard.fetch(predicted, begin=0, weights=Weights.PREDICTED)
+        assert torch.equal(handed, predicted)
+
+    push(0, base=0)  # nothing has been stale yet: what is handed out is what is there
+    assert torch.equal(predicted, latest)
+    for item in range(1, 400):  # from now on each gradient is one update old
+        push(item, base=item - 1)
+    # A constant gradient of 1 makes the momentum 2, and the next update's part of it is half.
+    torch.testing.assert_close(predicted, latest - 0.25 * 2.0 * 0.5, rtol=0.0, atol=1e-3)
