@@ -1,0 +1,79 @@
+"""Which cluster a run uses, without starting any."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from distbelief.errors import ClusterError
+from distbelief.runtime.ray_cluster import Cluster, find_cluster
+
+
+@pytest.fixture
+def word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ``ray start`` leaves word of a cluster."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray" / "ray_current_cluster"
+
+
+@pytest.fixture
+def alive() -> Iterator[str]:
+    """The address of a server that answers."""
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def dead() -> str:
+    """An address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return f"127.0.0.1:{port}"
+
+
+def test_no_cluster_means_a_local_one(word: Path) -> None:
+    assert find_cluster(None) == Cluster(None)
+    assert find_cluster("local") == Cluster(None)
+
+
+def test_the_cluster_of_this_host_is_joined(word: Path, alive: str) -> None:
+    word.write_text(alive)
+    assert find_cluster(None) == find_cluster("auto") == Cluster(alive)
+    assert find_cluster("local") == Cluster(None)
+
+
+def test_a_stale_trace_is_no_cluster(word: Path, dead: str) -> None:
+    word.write_text(dead)
+    assert find_cluster(None) == Cluster(None)
+    with pytest.raises(ClusterError, match="no Ray cluster runs on this host"):
+        find_cluster("auto")
+
+
+def test_an_address_is_joined_if_it_answers(word: Path, alive: str, dead: str) -> None:
+    assert find_cluster(alive) == Cluster(alive)
+    with pytest.raises(ClusterError, match=f"{dead}: no Ray cluster answers there"):
+        find_cluster(dead)
+
+
+def test_the_environment_names_a_cluster(
+    word: Path, alive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", alive)
+    assert find_cluster(None) == Cluster(alive)
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:", ":6379", "host:port"])
+def test_what_is_no_address(word: Path, address: str) -> None:
+    with pytest.raises(ClusterError, match="say auto, local, inprocess or HOST:PORT"):
+        find_cluster(address)
