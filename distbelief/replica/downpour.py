@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import TracebackType
+from dataclasses import replace
 
 import torch
 
@@ -18,117 +14,10 @@ from distbelief.models.dropout import seed_dropout
 from distbelief.replica.buffers import FlatModel
 from distbelief.replica.exchange import Exchange, Exchanged, Gradient, Pending
 from distbelief.replica.feed import Feed, Work
+from distbelief.replica.reporter import Progress, Reporter
 from distbelief.replica.step import Step
 from distbelief.server.rules import step_along
-from distbelief.types import CoordinatorService, ItemOutcome, Refusal, ReplicaReport, Version
-
-REPORT_S = 0.5
-PACE_SMOOTHING = 0.8
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """What a replica has done, shared between its loop and its reporter."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    outcomes: list[ItemOutcome] = field(default_factory=list)
-    seconds_per_item: float | None = None
-
-    def add(self, outcome: ItemOutcome) -> None:
-        """Notes an outcome."""
-        with self.lock:
-            self.outcomes.append(outcome)
-
-    def note_pace(self, seconds: float) -> None:
-        """Notes how long an item took."""
-        with self.lock:
-            old = self.seconds_per_item
-            if old is None:
-                self.seconds_per_item = seconds
-            else:
-                self.seconds_per_item = PACE_SMOOTHING * old + (1 - PACE_SMOOTHING) * seconds
-
-    def take(self) -> tuple[tuple[ItemOutcome, ...], float | None]:
-        """The outcomes since the last call, and the pace."""
-        with self.lock:
-            taken, self.outcomes = tuple(self.outcomes), []
-            return taken, self.seconds_per_item
-
-
-class Reporter:
-    """Reports to the coordinator every so often, and hands the items that it grants to the feed.
-
-    A context manager around a thread; an error of the coordinator ends the feed and is raised by
-    :meth:`check`.
-    """
-
-    def __init__(
-        self, coordinator: CoordinatorService, feed: Feed, progress: Progress, replica: int
-    ) -> None:
-        self._coordinator = coordinator
-        self._feed = feed
-        self._progress = progress
-        self._replica = replica
-        self._wake = threading.Event()
-        self._closing = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(
-            target=self._run, name=f"replica-{replica}-reporter", daemon=True
-        )
-
-    def __enter__(self) -> Reporter:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._closing = True
-        self._wake.set()
-        self._thread.join()
-
-    def wake(self) -> None:
-        """Asks for a report now."""
-        self._wake.set()
-
-    def check(self) -> None:
-        """Raises the error that ended the reports, if any."""
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            while not self._closing:
-                orders = self._coordinator.report(self._report(leaving=False))
-                if orders.stop:
-                    break
-                self._feed.extend(orders.items)
-                self._wake.wait(REPORT_S)
-                self._wake.clear()
-            self._feed.end()
-            while not self._closing:
-                self._wake.wait()
-                self._wake.clear()
-            self._coordinator.report(self._report(leaving=True))
-        except Exception as error:
-            self._error = error
-            self._feed.end()
-
-    def _report(self, *, leaving: bool) -> ReplicaReport:
-        outcomes, pace = self._progress.take()
-        return ReplicaReport(
-            replica=self._replica,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            held=self._feed.held(),
-            outcomes=outcomes,
-            seconds_per_item=pace,
-            waiting_s=self._feed.take_waited_s(),
-            leaving=leaving,
-        )
+from distbelief.types import ItemOutcome, Refusal, Version
 
 
 class Downpour:

@@ -16,9 +16,10 @@ from distbelief.errors import ConfigError, DataError
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
 from distbelief.replica.buffers import FlatModel
-from distbelief.replica.downpour import Downpour, Progress, Reporter
+from distbelief.replica.downpour import Downpour
 from distbelief.replica.exchange import Exchange, ShardPort
 from distbelief.replica.feed import Feed
+from distbelief.replica.reporter import Progress, Reporter
 from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
 from distbelief.runtime.prepare import build_model, digests_of
 from distbelief.types import CoordinatorService, Weights

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
 
 import torch
 
 from distbelief.config import AveragingConfig, OptimizerConfig
-from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
+from distbelief.errors import ShardRefusedError
 from distbelief.layout import Segment
 from distbelief.server.admission import (
     AdmissionRules,
@@ -28,20 +23,11 @@ from distbelief.server.applied import ItemSet
 from distbelief.server.averaging import PolyakAverage
 from distbelief.server.pushlog import LogEntry, LogHeader, PushLog
 from distbelief.server.rules import make_rule
+from distbelief.server.writer import Writer
 from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
-
-T = TypeVar("T")
 
 STALENESS_SMOOTHING = 0.02
 """Weight of each push in the staleness that the next ones are expected to have."""
-
-
-class _Task(Generic[T]):
-    """Work for the writer, and the place for its result."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self.work = work
-        self.result: Future[T] = Future()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +73,16 @@ class ShardSpec:
 class Shard:
     """A parameter shard; satisfies :class:`~distbelief.types.ShardService`.
 
-    Every call puts a task into a bounded queue and waits; one thread carries the tasks out in
-    order and is the only one that touches the state. A fetch is such a task: it copies the vector
-    into the caller's buffer between two updates, so that it is of one clock, sees every push
-    before it, and costs one copy. A call for which the queue has no room raises TransportError, to
-    be tried again; one to a shard that has failed or ended, ProcessLostError. Use it as a context
-    manager; all methods are thread-safe.
+    Every call is a task of the one :class:`Writer`, whose thread alone touches the state. A fetch
+    is such a task: it copies the vector into the caller's buffer between two updates, so that it is
+    of one clock, sees every push before it, and costs one copy. A call for which the queue has no
+    room raises TransportError, to be tried again; one to a shard that has failed or ended,
+    ProcessLostError. Use it as a context manager; all methods are thread-safe.
     """
 
     def __init__(self, spec: ShardSpec, *, busy_after_s: float = 30.0) -> None:
         self.spec = spec
-        self._busy_after_s = busy_after_s
+        self._writer = Writer(spec.index, 2 * spec.n_replicas + 8, busy_after_s)
         self._admission = AdmissionRules(
             layout=spec.layout,
             incarnation=spec.incarnation,
@@ -124,15 +109,11 @@ class Shard:
         self._repeated = 0
         self._refused: Counter[str] = Counter()
         self._staleness: Counter[int] = Counter()
-        self._tasks: queue.Queue[_Task[Any] | None] = queue.Queue(2 * spec.n_replicas + 8)
-        self._ended = threading.Event()
-        self._ended.set()
-        self._failure: str | None = None
-        self._thread: threading.Thread | None = None
+        self._open = False
 
     def __enter__(self) -> Shard:
         spec = self.spec
-        self._log = PushLog(
+        self._log = PushLog(  # only now, since it makes a file
             spec.log_folder,
             LogHeader(
                 shard=spec.index,
@@ -142,11 +123,8 @@ class Shard:
                 incarnation=spec.incarnation,
             ),
         )
-        self._thread = threading.Thread(
-            target=self._write, name=f"shard-{spec.index}-writer", daemon=True
-        )
-        self._ended.clear()
-        self._thread.start()
+        self._writer.start()
+        self._open = True
         return self
 
     def __exit__(
@@ -159,16 +137,15 @@ class Shard:
 
     def close(self) -> None:
         """Finishes the tasks at hand and closes the log; later calls raise ProcessLostError."""
-        if self._thread is not None:
-            if not self._ended.is_set():
-                self._tasks.put(None)
-            self._thread.join()
-            self._thread = None
-            try:
-                self._log.close()
-            except OSError:
-                if self._failure is None:  # else this is what the shard was lost for
-                    raise
+        if not self._open:
+            return
+        self._open = False
+        self._writer.close()
+        try:
+            self._log.close()
+        except OSError:
+            if self._writer.failure is None:  # else this is what the shard was lost for
+                raise
 
     @property
     def version(self) -> Version:
@@ -177,7 +154,7 @@ class Shard:
 
     def load(self, values: torch.Tensor) -> None:
         """See :class:`~distbelief.types.ShardService`."""
-        self._ask(lambda: self._load(values))
+        self._writer.ask(lambda: self._load(values))
 
     def fetch(
         self,
@@ -188,12 +165,12 @@ class Shard:
         unless: Version | None = None,
     ) -> Version:
         """See :class:`~distbelief.types.ParameterService`."""
-        return self._ask(lambda: self._fetch(out, begin, weights, unless))
+        return self._writer.ask(lambda: self._fetch(out, begin, weights, unless))
 
     def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
         """See :class:`~distbelief.types.ParameterService`."""
         verdict = check_content(push, self._admission)
-        return self._ask(lambda: self._push(push, fetch_into, verdict))
+        return self._writer.ask(lambda: self._push(push, fetch_into, verdict))
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:
         """See :class:`~distbelief.types.ShardService`."""
@@ -204,50 +181,11 @@ class Shard:
                     self._set_aside[item] = reason
                     self._log.set_aside(item, reason)
 
-        self._ask(mark)
+        self._writer.ask(mark)
 
     def state(self) -> ShardState:
         """See :class:`~distbelief.types.ShardService`; also hands the push log to the system."""
-        return self._ask(self._state)
-
-    def _ask(self, work: Callable[[], T]) -> T:
-        task = _Task(work)
-        if self._ended.is_set():
-            raise self._lost()
-        try:
-            self._tasks.put(task, timeout=self._busy_after_s)
-        except queue.Full as error:
-            detail = f"no room in its queue for {self._busy_after_s:g} s"
-            raise TransportError(self.spec.index, "BUSY", detail) from error
-        if self._ended.is_set():  # the writer may have emptied the queue before this task came
-            self._fail_the_rest()
-        return task.result.result()
-
-    def _lost(self) -> ProcessLostError:
-        return ProcessLostError(f"shard {self.spec.index}", self._failure or "it does not run")
-
-    def _write(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            try:
-                task.result.set_result(task.work())
-            except ShardRefusedError as refusal:
-                task.result.set_exception(refusal)
-            except Exception as error:
-                # State may be half changed: nobody gets an answer from it any more.
-                self._failure = repr(error)
-                task.result.set_exception(self._lost())
-                break
-        self._ended.set()
-        self._fail_the_rest()
-
-    def _fail_the_rest(self) -> None:
-        while True:
-            try:
-                task = self._tasks.get_nowait()
-            except queue.Empty:
-                return
-            if task is not None:
-                task.result.set_exception(self._lost())
+        return self._writer.ask(self._state)
 
     def _require_loaded(self) -> None:
         if not self._loaded:

@@ -23,10 +23,12 @@ from distbelief.errors import ShardRefusedError
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
 from distbelief.replica import downpour as module
+from distbelief.replica import reporter as reporting
 from distbelief.replica.buffers import FlatModel
-from distbelief.replica.downpour import Downpour, Progress, Reporter
+from distbelief.replica.downpour import Downpour
 from distbelief.replica.exchange import Exchange, ShardPort
 from distbelief.replica.feed import Feed
+from distbelief.replica.reporter import Progress, Reporter
 from distbelief.server.shard import Shard
 from distbelief.types import (
     ItemOutcome,
@@ -205,7 +207,7 @@ MakeReplica = Callable[..., Replica]
 @pytest.fixture
 def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> MakeReplica:
     """A replica with its first ``n_items`` in its feed already."""
-    monkeypatch.setattr(module, "REPORT_S", 0.002)
+    monkeypatch.setattr(reporting, "REPORT_S", 0.002)
 
     def make(
         n_items: int,

@@ -16,7 +16,8 @@ from distbelief.config import AveragingConfig, OptimizerConfig
 from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
 from distbelief.layout import Segment
 from distbelief.server.pushlog import LogEntry, SetAside, read_log
-from distbelief.server.shard import Shard, ShardSpec, _Task
+from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.writer import _Task
 from distbelief.types import (
     Push,
     PushReply,
@@ -483,7 +484,7 @@ def test_any_call_without_room_in_the_queue_may_be_tried_again(
         assert stuck.reached.wait(60)
         others = [_Task(lambda: None) for _ in range(10)]
         for task in others:
-            shard._tasks.put_nowait(task)
+            shard._writer._tasks.put_nowait(task)
         with pytest.raises(TransportError) as caught:
             call(shard, make_push(0))
         stuck.released.set()
@@ -613,10 +614,10 @@ def test_close_finishes_the_tasks_at_hand(start_shard: StartShard, make_push: Ma
         pool.submit(shard.load, stuck)
         assert stuck.reached.wait(60)
         pushes = [pool.submit(shard.push, make_push(item)) for item in range(4)]
-        while shard._tasks.qsize() < 4:  # until all are in the queue
+        while shard._writer._tasks.qsize() < 4:  # until all are in the queue
             pass
         closing = pool.submit(shard.close)
-        while shard._tasks.qsize() < 5:
+        while shard._writer._tasks.qsize() < 5:
             pass
         stuck.released.set()
         assert [push.result(60).status for push in pushes] == 4 * [PushStatus.APPLIED]
