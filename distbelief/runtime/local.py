@@ -5,7 +5,6 @@ For tests, notebooks, and machines that have no Ray.
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from distbelief.replica.exchange import ShardPort
 from distbelief.runtime.coordinator_host import CoordinatorHost
 from distbelief.runtime.evaluator import Evaluator
 from distbelief.runtime.prepare import Prepared
-from distbelief.runtime.worker import ModelSpec, run_replica
+from distbelief.runtime.worker import ModelSpec, Threads, run_replica
 from distbelief.runtime.world import ReplicaEnd
 from distbelief.server.shard import Shard
 from distbelief.transport.client import ShardClient
@@ -71,10 +70,8 @@ class LocalWorld:
             config = self._prepared.config
             before = torch.get_num_threads()
             stack.callback(torch.set_num_threads, before)
-            cores = len(os.sched_getaffinity(0))
-            torch.set_num_threads(
-                config.replica.threads or max(1, cores // config.cluster.replicas)
-            )
+            threads = Threads(config.replica.threads, neighbours=config.cluster.replicas)
+            torch.set_num_threads(threads.here())
             services = self._start_shards(stack)
             for port, service in zip(self.ports, services, strict=True):
                 service.load(self._prepared.initial[port.begin : port.end])

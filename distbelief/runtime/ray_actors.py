@@ -22,7 +22,7 @@ from distbelief.observe.report import Report
 from distbelief.replica.exchange import ShardPort
 from distbelief.runtime.coordinator_host import CoordinatorHost
 from distbelief.runtime.evaluator import Evaluator
-from distbelief.runtime.worker import ModelSpec, run_replica
+from distbelief.runtime.worker import ModelSpec, Threads, run_replica
 from distbelief.server.shard import Shard, ShardSpec
 from distbelief.transport.client import ShardClient
 from distbelief.transport.service import ShardServer
@@ -93,9 +93,9 @@ class RayCoordinator:
 class _Actor:
     """What all have in common: the driver's import paths, and a call that lasts as long."""
 
-    def __init__(self, import_paths: Sequence[str], threads: int) -> None:
+    def __init__(self, import_paths: Sequence[str], threads: Threads) -> None:
         sys.path += [path for path in import_paths if path not in sys.path]
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads.here())
         self._stack = ExitStack()
         self._closed = threading.Event()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -13,28 +12,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distbelief.errors import ProcessLostError, UsageError
 from distbelief.observe.report import Report
 from distbelief.runtime.local import model_spec
-from distbelief.runtime.placement import (
-    REPLICA,
-    SHARD,
-    Node,
-    Placement,
-    place,
-    place_one,
-    require_room,
-)
+from distbelief.runtime.placement import REPLICA, SHARD
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.ray_actors import (
     CoordinatorActor,
@@ -44,14 +27,15 @@ from distbelief.runtime.ray_actors import (
     ShardActor,
     first_cause,
 )
-from distbelief.runtime.ray_cluster import Cluster, connected, nodes
+from distbelief.runtime.ray_cluster import Cluster, connected
+from distbelief.runtime.ray_groups import Groups
+from distbelief.runtime.worker import Threads
 from distbelief.runtime.world import ReplicaEnd
 from distbelief.transport.client import ShardClient
 
 START_S = 180.0
 CALL_S = 60.0
 CLOSE_S = 15.0
-NODE_LABEL = "ray.io/node-id"
 
 # What Ray hands out for an actor of ours has no type that a checker could follow.
 Handle = Any
@@ -69,7 +53,7 @@ class RayWorld:
         self._token = secrets.token_hex(16)
         self._spec = model_spec(prepared)
         self._stack = ExitStack()
-        self._groups: dict[tuple[str, int], PlacementGroup] = {}
+        self._groups = Groups()
         self._actors: list[Handle] = []
         self._watched: dict[Ref, str] = {}
         self._replicas: dict[Ref, int] = {}
@@ -86,7 +70,13 @@ class RayWorld:
                 connected(self._cluster, n_shards=config.shards, n_replicas=config.replicas)
             )
             stack.callback(self._clear)
-            self._reserve()
+            self._groups.reserve(
+                config.shards,
+                config.replicas,
+                gpu=self._prepared.config.replica.device.startswith("cuda"),
+                patience_s=config.patience_s,
+                say=self._say,
+            )
             self._start_actors()
             self._stack = stack.pop_all()
         return self
@@ -109,7 +99,7 @@ class RayWorld:
         self._replica_actors[replica] = actor
         ref = actor.run.remote(self._spec, replica, self._endpoints, self._token, self._coordinator)
         self._replicas[ref] = replica
-        self.emit("replica_started", replica=replica, node=self._placements[REPLICA, slot].node_id)
+        self.emit("replica_started", replica=replica, node=self._groups.node(REPLICA, slot))
 
     def wait(self, timeout_s: float) -> list[ReplicaEnd]:
         """See :class:`World`."""
@@ -145,30 +135,11 @@ class RayWorld:
         report: Report = self._get(self._coordinator.conclude.remote(model_file), timeout_s=None)
         return report
 
-    def _reserve(self) -> None:
-        """A placement group for each shard and each replica, in time or with the reason why not."""
-        config = self._config
-        here = nodes()
-        gpu = self._prepared.config.replica.device.startswith("cuda")
-        placements = place(here, config.shards, config.replicas, gpu=gpu)
-        for p in placements:
-            self._groups[p.role, p.index] = _group(p)
-        unplaced = [p for p in placements if p.node_id is None]
-        if unplaced:
-            self._say(f"waiting for room in the cluster for {len(unplaced)} processes more")
-        waits = [self._groups[p.role, p.index].ready() for p in placements]
-        if len(_ready(waits, len(waits), config.patience_s)) < len(waits):
-            require_room(placements, here, config.patience_s)
-            raise ProcessLostError("a node", "it had room for the run and has none any more")
-        self._replicas_by_host = _count_by_host(placements, here)
-        self._hosts = {node.node_id: node.host for node in here}
-        self._placements = {(p.role, p.index): p for p in placements}
-
     def _start_actors(self) -> None:
         n_shards, prepared = self._config.shards, self._prepared
-        shards = [self._actor(ShardActor, SHARD, i, threads=1) for i in range(n_shards)]
-        self._coordinator = self._beside_driver(CoordinatorActor, threads=1)
-        evaluator = self._beside_driver(EvaluatorActor, threads=1)
+        shards = [self._actor(ShardActor, SHARD, i, Threads(1)) for i in range(n_shards)]
+        self._coordinator = self._beside_driver(CoordinatorActor)
+        evaluator = self._beside_driver(EvaluatorActor)
         # Replicas begin to import while the shards do.
         self._free_slots = list(range(self._config.replicas))
         self._spares = {slot: self._replica_actor(slot) for slot in self._free_slots}
@@ -203,7 +174,7 @@ class RayWorld:
                 shard=e.shard,
                 incarnation=e.incarnation,
                 address=e.address,
-                node=self._placements[SHARD, e.shard].node_id,
+                node=self._groups.node(SHARD, e.shard),
             )
         self._get(ready, timeout_s=START_S)
         for i, actor in enumerate(shards):
@@ -211,27 +182,22 @@ class RayWorld:
         self._watched[self._coordinator.watch.remote()] = "the coordinator"
         self._watched[evaluator.watch.remote()] = "the evaluator"
 
-    def _actor(self, kind: type[Any], role: str, index: int, *, threads: int) -> Handle:
-        group = self._groups[role, index]
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        bundle = dict(group.bundle_specs[0])
-        return self._create(kind, strategy, bundle, threads)
+    def _actor(self, kind: type[Any], role: str, index: int, threads: Threads) -> Handle:
+        bundle = self._groups.bundle(role, index)
+        return self._create(kind, self._groups.strategy(role, index), bundle, threads)
 
     def _replica_actor(self, slot: int) -> Handle:
-        placement = self._placements[REPLICA, slot]
-        host = self._hosts.get(placement.node_id or "", "")
-        neighbours = self._replicas_by_host.get(host, 1)
-        cores = len(os.sched_getaffinity(0))
-        threads = self._prepared.config.replica.threads or max(1, cores // neighbours)
-        return self._actor(ReplicaActor, REPLICA, slot, threads=threads)
+        neighbours = self._groups.neighbours(slot)
+        threads = Threads(self._prepared.config.replica.threads, neighbours)
+        return self._actor(ReplicaActor, REPLICA, slot, threads)
 
-    def _beside_driver(self, kind: type[Any], *, threads: int) -> Handle:
+    def _beside_driver(self, kind: type[Any]) -> Handle:
         here = ray.get_runtime_context().get_node_id()
         strategy = NodeAffinitySchedulingStrategy(here, soft=True)
-        return self._create(kind, strategy, {"CPU": 0.0}, threads)
+        return self._create(kind, strategy, {}, Threads(1))
 
     def _create(
-        self, kind: type[Any], strategy: object, bundle: dict[str, float], threads: int
+        self, kind: type[Any], strategy: object, bundle: dict[str, float], threads: Threads
     ) -> Handle:
         cpus, gpus = bundle.pop("CPU", 0.0), bundle.pop("GPU", 0.0)
         remote: Any = ray.remote(kind)
@@ -258,20 +224,9 @@ class RayWorld:
             ray.get(ref)
         except RayError as error:
             cause = first_cause(error)
-            self._move(slot)
+            self._groups.renew(REPLICA, slot)
             return ReplicaEnd(replica, str(cause), fatal=isinstance(cause, UsageError))
         return ReplicaEnd(replica, "")
-
-    def _move(self, slot: int) -> None:
-        """Reserves the slot anew if the node that it was on has died."""
-        old = self._placements[REPLICA, slot]
-        here = nodes()
-        if old.node_id in {node.node_id for node in here}:
-            return
-        remove_placement_group(self._groups[REPLICA, slot])
-        new = place_one(here, REPLICA, slot, old.bundle)
-        self._placements[REPLICA, slot] = new
-        self._groups[REPLICA, slot] = _group(new)
 
     def _get(self, ref: Any, timeout_s: float | None = CALL_S) -> Any:
         try:
@@ -288,23 +243,7 @@ class RayWorld:
             _ready(asked, len(asked), CLOSE_S)
         for actor in self._actors:
             ray.kill(actor)
-        for group in self._groups.values():
-            remove_placement_group(group)
-
-
-def _group(p: Placement) -> PlacementGroup:
-    selector = None if p.node_id is None else [{NODE_LABEL: p.node_id}]
-    group: PlacementGroup = placement_group([dict(p.bundle)], bundle_label_selector=selector)
-    return group
-
-
-def _count_by_host(placements: list[Placement], here: list[Node]) -> dict[str, int]:
-    hosts = {node.node_id: node.host for node in here}
-    counts: dict[str, int] = {}
-    for p in placements:
-        if p.role == REPLICA and p.node_id is not None:
-            counts[hosts[p.node_id]] = counts.get(hosts[p.node_id], 0) + 1
-    return counts
+        self._groups.clear()
 
 
 def _ready(refs: list[Ref], n: int, timeout_s: float) -> list[Ref]:

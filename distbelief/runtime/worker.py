@@ -28,6 +28,18 @@ BATCHES_AHEAD = 2
 """Batches that each loader process has before it: one at work, one next."""
 
 
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Threads that torch may take: ``fixed``, or a fair part of the host's cores."""
+
+    fixed: int | None
+    neighbours: int = 1
+
+    def here(self) -> int:
+        """How many that is on this host."""
+        return self.fixed or max(1, len(os.sched_getaffinity(0)) // self.neighbours)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What a process needs to build the run's model and data as all others do."""
