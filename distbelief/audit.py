@@ -8,7 +8,6 @@ finished epoch applied, or set aside with a reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from distbelief.config import ScheduleConfig
 from distbelief.coordinator.schedule import Schedule
 from distbelief.errors import ConfigError, DataError
 from distbelief.items import ItemPlan
-from distbelief.server.applied import ItemSet, intersection
+from distbelief.observe.events import read_events
+from distbelief.server.applied import ItemSet, intersection, union
 from distbelief.server.pushlog import LogEntry, LogHeader, SetAside, read_log
 
 
@@ -62,7 +62,6 @@ class _Log:
     applied: ItemSet = field(default_factory=ItemSet)
     set_aside: ItemSet = field(default_factory=ItemSet)
     examples: dict[int, int] = field(default_factory=dict)
-    skipped: int = 0
 
 
 class _ContradictionError(Exception):
@@ -89,12 +88,12 @@ def audit(run_dir: Path) -> Audit:
     paths = sorted((run_dir / "pushes").glob("*.jsonl"))
     if not paths:
         raise DataError(str(run_dir), "has no push logs; has a shard ever started?")
-    summary_file = run_dir / "summary.json"
-    status = _read_json(summary_file).get("status") if summary_file.exists() else "running"
+    ended = _summary(run_dir)
     try:
         logs = [_read(path, schedule) for path in paths]
         _check_shards(logs, n_parameters, n_shards)
-        return _check_items(logs, plan, run_is_finished=status == "finished")
+        claimed = _claimed(run_dir, plan, logs, ended)
+        return _check_items(logs, plan, claimed, ended)
     except _ContradictionError as contradiction:
         return Audit(counter_example=contradiction.found, n_shards=len(paths))
 
@@ -125,7 +124,6 @@ def _read(path: Path, schedule: Schedule) -> _Log:
         clock = entry.clock
         log.applied.add(entry.item)
         log.examples[entry.item] = entry.examples
-        log.skipped += len(entry.skipped)
     return log
 
 
@@ -170,15 +168,36 @@ def _check_shards(logs: list[_Log], n_parameters: int, n_shards: int) -> None:
         raise _ContradictionError(CounterExample("pushes", 0, problem))
 
 
-def _check_items(logs: list[_Log], plan: ItemPlan, *, run_is_finished: bool) -> Audit:
-    everywhere = intersection(_accounted(log) for log in logs)
-    n_epochs = everywhere.below // plan.items_per_epoch
-    must_be_done = range(plan.n_items) if run_is_finished else range(0)
-    for log in logs:
-        accounted = _accounted(log)
-        missing = next((i for i in must_be_done if i not in accounted), None)
+def _summary(run_dir: Path) -> dict[str, Any]:
+    """What the run says of its end; nothing if it has not ended in order."""
+    path = run_dir / "summary.json"
+    found = _read_json(path) if path.exists() else {}
+    return found if found.get("status") in ("finished", "interrupted") else {}
+
+
+def _claimed(run_dir: Path, plan: ItemPlan, logs: list[_Log], ended: dict[str, Any]) -> range:
+    """The items that must have been applied, or set aside, on every shard.
+
+    All if the run says that it is finished; else those of the epochs that its events call done, and
+    of those before the two from which leases came when the latest item was applied.
+    """
+    if ended.get("status") == "finished":
+        return range(plan.n_items)
+    events = run_dir / "events.jsonl"
+    epochs = [0]
+    if events.exists():
+        epochs += [int(e["epoch"]) for e in read_events(events) if e["kind"] == "epoch"]
+    latest = max((log.applied.intervals[-1][1] - 1 for log in logs if len(log.applied)), default=0)
+    epochs.append(latest // plan.items_per_epoch - 1)
+    return range(min(max(epochs) * plan.items_per_epoch, plan.n_items))
+
+
+def _check_items(logs: list[_Log], plan: ItemPlan, claimed: range, ended: dict[str, Any]) -> Audit:
+    accounted = [union([log.applied, log.set_aside]) for log in logs]
+    for log, items in zip(logs, accounted, strict=True):
+        missing = next((begin for begin, _ in items.gaps(claimed.stop)), None)
         if missing is not None:
-            problem = f"item {missing} was not applied, and the run says it is finished"
+            problem = f"item {missing} was not applied, though it must have been"
             raise _ContradictionError(CounterExample(log.name, 0, problem))
     first = logs[0]
     for log in logs[1:]:
@@ -186,25 +205,19 @@ def _check_items(logs: list[_Log], plan: ItemPlan, *, run_is_finished: bool) -> 
             if log.examples.get(item, examples) != examples:
                 problem = f"item {item} has {log.examples[item]} examples here, {examples} there"
                 raise _ContradictionError(CounterExample(log.name, 0, problem))
+    everywhere = intersection(accounted)
     applied = intersection(log.applied for log in logs)
+    covered = sum(plan.item(item).n_examples for item in applied)
+    if ended.get("examples_applied", covered) != covered:
+        problem = f"says {ended['examples_applied']} examples, the logs say {covered}"
+        raise _ContradictionError(CounterExample("summary.json", 0, problem))
     return Audit(
         counter_example=None,
         n_shards=len(logs),
         pushes=sum(len(log.applied) for log in logs),
         items=len(applied),
         examples=sum(first.examples[item] for item in applied),
-        skipped=first.skipped,
+        skipped=covered - sum(first.examples[item] for item in applied),
         set_aside=len(everywhere) - len(applied),
-        epochs_finished=min(n_epochs, plan.n_epochs),
+        epochs_finished=min(everywhere.below // plan.items_per_epoch, plan.n_epochs),
     )
-
-
-def _accounted(log: _Log) -> ItemSet:
-    accounted = ItemSet(log.applied.intervals)
-    _add_all(accounted, log.set_aside)
-    return accounted
-
-
-def _add_all(target: ItemSet, items: Iterable[int]) -> None:
-    for item in items:
-        target.add(item)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -183,6 +184,8 @@ class ReplicaConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "n_push", "n_fetch", "threads")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        _require(known is not None, "device", f"must be auto, cpu or cuda, not {self.device!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +215,7 @@ class TrainConfig:
     """A whole run."""
 
     recipe: str = "quickstart"
-    """Name of the recipe; the run's folder bears it."""
+    """Name of the recipe, given as the first argument; the run's folder bears it."""
     epochs: float = 1.0
     """Passes over the training images."""
     max_examples: int | None = None

@@ -61,6 +61,11 @@ class RunError(DistBeliefError):
     """The run failed."""
 
 
+def as_distbelief_error(error: BaseException) -> DistBeliefError:
+    """The error itself if it is one of ours, else a RunError that says which it is."""
+    return error if isinstance(error, DistBeliefError) else RunError(repr(error))
+
+
 class TransportError(RunError):
     """A call to a shard got no answer; the same call again is harmless.
 

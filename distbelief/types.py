@@ -104,8 +104,9 @@ class PushReply:
 class ShardState:
     """A shard's account of itself: plain values, safe to keep and to send.
 
-    ``set_aside`` has the reason of each item; ``staleness`` counts applied pushes by their
-    staleness, ``refused`` refusals by their reason.
+    ``examples`` counts those that went into the applied gradients, ``skipped`` those of the same
+    items that could not be read. ``set_aside`` has the reason of each item; ``staleness`` counts
+    applied pushes by their staleness, ``refused`` refusals by their reason.
     """
 
     shard: int
@@ -115,6 +116,7 @@ class ShardState:
     loaded: bool
     clock: int
     examples: int
+    skipped: int
     applied: Intervals
     set_aside: dict[int, str]
     repeated: int
@@ -222,7 +224,7 @@ class ReplicaReport:
         held: Items it holds and has not finished, each with its lease.
         outcomes: What it finished since its last report.
         seconds_per_item: Its own pace, or None before the first item.
-        waiting_s: Seconds that its compute waited for data since the last report.
+        waiting_s: Seconds that its compute waited for batches since the last report.
         leaving: It takes no more items and gives back those it holds.
     """
 

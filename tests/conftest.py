@@ -42,17 +42,26 @@ def _marked(mark: str) -> dict[int, str]:
     wanted = f"{MARK}={mark}".encode()
     found = {}
     for folder in Path("/proc").iterdir():
-        # This process's own resource tracker lives as long as this process does.
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if "resource_tracker" not in command and "forkserver" not in command:
+                if command and not _is_a_helper_of_this_process(folder, command):
                     found[int(folder.name)] = command
         except OSError:
             continue
     return found
+
+
+def _is_a_helper_of_this_process(folder: Path, command: str) -> bool:
+    """Multiprocessing's tracker and fork server live as long as the process that started them."""
+    status = (folder / "status").read_text()
+    parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid"))
+    helper = (
+        "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
+    )
+    return helper and int(parent) == os.getpid()
 
 
 @pytest.fixture

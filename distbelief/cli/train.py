@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from distbelief.config import TrainConfig
+from distbelief.errors import UsageError
 from distbelief.recipes import RECIPES, recipe
 
 DESCRIPTION = """\
 Trains asynchronously on a Ray cluster: the one that runs on this host, or one that is started for
-the run. Recipes: {recipes}. Options change what the recipe says."""
+the run. Recipes: {recipes}. Options change what the recipe says; --json prints
+the summary as JSON to the standard output, and progress to the error output."""
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
@@ -28,6 +30,8 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     name = "quickstart"
     if rest and not rest[0].startswith("-"):
         name = rest.pop(0)
+    if any(a == "--recipe" or a.startswith("--recipe=") for a in rest):
+        raise UsageError("the recipe is the first argument: distbelief train NAME ...")
     start = recipe(name)
     return tyro.cli(
         Annotated[TrainConfig, tyro.conf.arg(name="")],

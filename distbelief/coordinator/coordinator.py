@@ -32,7 +32,9 @@ class RunStatus:
 
     Attributes:
         finished: Every item is done.
-        examples_applied: Examples that every shard has applied.
+        examples_applied: Examples of the items that every shard has applied.
+        examples_skipped: Those among them that could not be read.
+        items_set_aside: Items that some shard has set aside.
         examples_set_aside: Examples that will not be applied.
         epochs_finished: Whole epochs of which every item is done.
         learning_rate: Rate of the item that was pushed last.
@@ -45,6 +47,8 @@ class RunStatus:
 
     finished: bool
     examples_applied: int
+    examples_skipped: int
+    items_set_aside: int
     examples_set_aside: int
     epochs_finished: int
     learning_rate: float
@@ -81,6 +85,7 @@ class Coordinator:
         self._outcomes: list[tuple[int, ItemOutcome]] = []
         self._to_set_aside: dict[int, str] = {}
         self._replica_refusals: Counter[str] = Counter()
+        self._poisonings: Counter[int] = Counter()
 
     def report(self, report: ReplicaReport, at: float = 0.0) -> Orders:
         """See :class:`~distbelief.types.CoordinatorService`; ``at`` is the time in seconds."""
@@ -146,6 +151,8 @@ class Coordinator:
             return RunStatus(
                 finished=self._ledger.finished,
                 examples_applied=self._ledger.examples_done(),
+                examples_skipped=max((state.skipped for state in self._states), default=0),
+                items_set_aside=len(self._ledger.set_aside),
                 examples_set_aside=self._ledger.examples_set_aside(),
                 epochs_finished=self._ledger.epochs_finished(),
                 learning_rate=self._rate,
@@ -174,9 +181,11 @@ class Coordinator:
         if outcome.refusal:
             if not outcome.pushed:  # else the shard that refused it has counted it
                 self._replica_refusals[outcome.refusal] += 1
-            attempts = self._ledger.fail(member.replica, outcome.item)
-            if outcome.refusal in POISON and attempts >= MAX_POISONED:
-                self._to_set_aside[outcome.item] = f"{outcome.refusal}, {attempts} times"
+            self._ledger.give_back(member.replica, [outcome.item])
+            if outcome.refusal in POISON:
+                self._poisonings[outcome.item] += 1
+                if self._poisonings[outcome.item] == MAX_POISONED:
+                    self._to_set_aside[outcome.item] = f"{outcome.refusal}, {MAX_POISONED} times"
             return
         self._ledger.report(member.replica, outcome.item, self._now)
         self._rate = self._schedule.rate(outcome.item)

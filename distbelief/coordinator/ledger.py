@@ -41,7 +41,6 @@ class Ledger:
         self._returned: list[int] = []
         self._next_fresh = 0
         self._next_lease = 1
-        self._attempts: dict[int, int] = {}
 
     @property
     def finished(self) -> bool:
@@ -107,12 +106,6 @@ class Ledger:
                 heapq.heappush(self._returned, item)
                 freed.append(item)
         return freed
-
-    def fail(self, replica: int, item: int) -> int:
-        """Frees an item that a replica could not get applied; returns how often it has failed."""
-        self.give_back(replica, [item])
-        self._attempts[item] = self._attempts.get(item, 0) + 1
-        return self._attempts[item]
 
     def lose(self, replica: int) -> list[int]:
         """Frees all that a dead replica held, reported or not; returns those that are not done."""

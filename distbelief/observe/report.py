@@ -16,7 +16,8 @@ class Report:
         finished: Every item is applied or set aside.
         failure: Why the run cannot go on, or empty.
         epoch: Epochs begun, from 1; ``n_epochs`` in all.
-        examples_applied: Examples that every shard has applied, of ``total_examples``.
+        examples_applied: Examples of the items that every shard has applied, of ``total_examples``.
+        examples_skipped: Those among them that could not be read.
         images_per_second: Over the last seconds.
         mean_images_per_second: From the first applied push to the last.
         left_s: Estimate of the seconds left, or None before there is one.
@@ -35,6 +36,7 @@ class Report:
     epoch: int
     n_epochs: int
     examples_applied: int
+    examples_skipped: int
     examples_set_aside: int
     total_examples: int
     images_per_second: float
@@ -112,13 +114,16 @@ def progress_line(r: Report) -> str:
 
 
 def summary(
-    r: Report, *, status: str, replicas: int, shards: int, recoveries: list[dict[str, Any]]
+    r: Report | None, *, status: str, replicas: int, shards: int, recoveries: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The contents of ``summary.json``."""
+    """The contents of ``summary.json``; ``r`` is None if the run ended before it could report."""
+    if r is None:
+        return {"status": status, "examples_applied": 0, "recoveries": recoveries}
     return {
         "status": status,
         "wall_seconds": round(r.elapsed_s, 2),
         "examples_applied": r.examples_applied,
+        "examples_skipped": r.examples_skipped,
         "examples_set_aside": r.examples_set_aside,
         "images_per_second": round(r.mean_images_per_second, 2),
         "pushes": {"applied": r.applied, "repeated": r.repeated, "refused": r.refused},

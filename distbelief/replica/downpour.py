@@ -96,7 +96,9 @@ class Downpour:
         skipped: list[int] = []
         losses: list[Mapping[str, torch.Tensor]] = []
         for number, future in enumerate(work.batches):
+            began = time.monotonic()
             batch = future.result()
+            self._progress.note_wait(time.monotonic() - began)
             examples += len(batch.labels)
             skipped += batch.skipped
             seed_dropout(self._step.model, self._seed, work.item.number, number)
@@ -204,6 +206,8 @@ class Downpour:
         result = pending.result()
         if outcome is not None:
             self._progress.add(replace(outcome, refusal=result.refusal))
+        if result.refusal:
+            self._since_fetch = self._config.n_fetch  # too old, perhaps: newer ones are due
         if result.versions is not None:
             self._versions = result.versions
             self._flat.swap_in()

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from distbelief.errors import RunError, ShardRefusedError, TransportError
+from distbelief.errors import ShardRefusedError, TransportError, as_distbelief_error
 from distbelief.types import (
     LeasedItem,
     ParameterService,
@@ -176,7 +176,7 @@ class Pending:
         """Waits for every shard, and raises if one could not be reached."""
         errors = [error for part in self._parts if (error := part.exception()) is not None]
         if errors:
-            raise errors[0] if isinstance(errors[0], RunError) else RunError(repr(errors[0]))
+            raise as_distbelief_error(errors[0]) from errors[0]
         refusal = ""
         versions: list[Version] = []
         for part in self._parts:

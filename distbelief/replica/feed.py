@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -42,7 +41,6 @@ class Feed:
         self._current: Work | None = None
         self._ended = False
         self._orders: dict[int, NDArray[np.int64]] = {}
-        self._waited_s = 0.0
 
     def extend(self, items: Iterable[LeasedItem]) -> None:
         """Adds leased items."""
@@ -74,20 +72,12 @@ class Feed:
         """Waits for the next item; None at the end. The one before counts as finished."""
         with self._changed:
             self._current = None
-            began = time.monotonic()
             self._changed.wait_for(lambda: self._ended or self._loading)
-            self._waited_s += time.monotonic() - began
             if self._ended:
                 return None
             self._current = self._loading.popleft()
             self._load_ahead()
             return self._current
-
-    def take_waited_s(self) -> float:
-        """Seconds spent in :meth:`next` since the last call."""
-        with self._changed:
-            taken, self._waited_s = self._waited_s, 0.0
-            return taken
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:

@@ -22,6 +22,12 @@ class Progress:
     lock: threading.Lock = field(default_factory=threading.Lock)
     outcomes: list[ItemOutcome] = field(default_factory=list)
     seconds_per_item: float | None = None
+    waited_s: float = 0.0
+
+    def note_wait(self, seconds: float) -> None:
+        """Notes how long the compute waited for a batch."""
+        with self.lock:
+            self.waited_s += seconds
 
     def add(self, outcome: ItemOutcome) -> None:
         """Notes an outcome."""
@@ -37,11 +43,12 @@ class Progress:
             else:
                 self.seconds_per_item = PACE_SMOOTHING * old + (1 - PACE_SMOOTHING) * seconds
 
-    def take(self) -> tuple[tuple[ItemOutcome, ...], float | None]:
-        """The outcomes since the last call, and the pace."""
+    def take(self) -> tuple[tuple[ItemOutcome, ...], float | None, float]:
+        """The outcomes since the last call, the pace, and the seconds waited since."""
         with self.lock:
             taken, self.outcomes = tuple(self.outcomes), []
-            return taken, self.seconds_per_item
+            waited_s, self.waited_s = self.waited_s, 0.0
+            return taken, self.seconds_per_item, waited_s
 
 
 class Reporter:
@@ -60,6 +67,7 @@ class Reporter:
         self._replica = replica
         self._wake = threading.Event()
         self._closing = False
+        self._says_goodbye = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"replica-{replica}-reporter", daemon=True
@@ -75,9 +83,13 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # What a replica that failed holds is given back when its loss is told, and counted then.
+        self._says_goodbye = kind is None
         self._closing = True
         self._wake.set()
         self._thread.join()
+        if kind is None:
+            self.check()
 
     def wake(self) -> None:
         """Asks for a report now."""
@@ -101,13 +113,14 @@ class Reporter:
             while not self._closing:
                 self._wake.wait()
                 self._wake.clear()
-            self._coordinator.report(self._report(leaving=True))
+            if self._says_goodbye:
+                self._coordinator.report(self._report(leaving=True))
         except Exception as error:
             self._error = error
             self._feed.end()
 
     def _report(self, *, leaving: bool) -> ReplicaReport:
-        outcomes, pace = self._progress.take()
+        outcomes, pace, waited_s = self._progress.take()
         return ReplicaReport(
             replica=self._replica,
             host=socket.gethostname(),
@@ -115,6 +128,6 @@ class Reporter:
             held=self._feed.held(),
             outcomes=outcomes,
             seconds_per_item=pace,
-            waiting_s=self._feed.take_waited_s(),
+            waiting_s=waited_s,
             leaving=leaving,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +13,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distbelief.data.normalize import normalization
+from distbelief.errors import ConfigError
 from distbelief.models.losses import losses
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a configuration's word means on this host."""
+    """The device that a configuration's word means on this host.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        host = os.uname().nodename
+        raise ConfigError("device", f"host {host} has no CUDA device; take cpu or auto")
     return torch.device(device)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from distbelief.coordinator.coordinator import Coordinator, RunStatus
 from distbelief.coordinator.schedule import Schedule
-from distbelief.errors import DistBeliefError, RunError
+from distbelief.errors import RunError, TransportError, as_distbelief_error
 from distbelief.observe.events import EventLog
 from distbelief.observe.report import Report
 from distbelief.types import Orders, ReplicaReport, ShardService
@@ -23,36 +23,42 @@ PROGRESS_EVENT_S = 5.0
 RATE_WINDOW_S = 20.0
 """The present throughput is taken over so many seconds."""
 
+MOST_SET_ASIDE, SHARE_SET_ASIDE = 3, 0.01
+"""A run of which more than so many items, and more than this share, are set aside has failed."""
+
 Evaluate = Callable[[], "dict[str, Any] | None"]
 
 
 class Throughput:
-    """Images a second from a series of (seconds, examples applied)."""
+    """Images a second from a series of (seconds, examples applied). Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._recent: deque[tuple[float, int]] = deque()
         self._first: tuple[float, int] | None = None
         self._last: tuple[float, int] | None = None
 
     def note(self, seconds: float, examples: int) -> None:
         """Adds a point; repeats of the same count say only that time has passed."""
-        if examples and (self._last is None or examples != self._last[1]):
-            self._first = self._first or (seconds, examples)
-            self._last = (seconds, examples)
-        self._recent.append((seconds, examples))
-        while self._recent[0][0] < seconds - RATE_WINDOW_S and len(self._recent) > 2:
-            self._recent.popleft()
+        with self._lock:
+            if examples and (self._last is None or examples != self._last[1]):
+                self._first = self._first or (seconds, examples)
+                self._last = (seconds, examples)
+            self._recent.append((seconds, examples))
+            while self._recent[0][0] < seconds - RATE_WINDOW_S and len(self._recent) > 2:
+                self._recent.popleft()
 
     def now(self) -> float:
         """Over the last seconds in which something came."""
-        points = [p for p in self._recent if p[1]]
+        with self._lock:
+            points = [p for p in self._recent if p[1]]
         return _slope(points[0], points[-1]) if len(points) > 1 else 0.0
 
     def mean(self) -> float:
         """From the first example applied to the last."""
-        if self._first is None or self._last is None:
-            return 0.0
-        return _slope(self._first, self._last)
+        with self._lock:
+            first, last = self._first, self._last
+        return _slope(first, last) if first and last else 0.0
 
 
 def _slope(a: tuple[float, int], b: tuple[float, int]) -> float:
@@ -91,7 +97,8 @@ class CoordinatorHost:
         self._epochs_seen = 0
         self._joined: set[int] = set()
         # Two epochs' evaluations may wait; one that comes on top is left out, and said so.
-        self._to_evaluate: queue.Queue[int | None] = queue.Queue(2)
+        self._to_evaluate: queue.Queue[int] = queue.Queue(2)
+        self._untold: dict[int, str] = {}
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             for name, work in (("coordinator", self._follow), ("evaluation", self._evaluations))
@@ -156,6 +163,7 @@ class CoordinatorHost:
             epoch=min(s.epochs_finished + 1, self._plan.n_epochs),
             n_epochs=self._plan.n_epochs,
             examples_applied=s.examples_applied,
+            examples_skipped=s.examples_skipped,
             examples_set_aside=s.examples_set_aside,
             total_examples=self._plan.total_examples,
             images_per_second=rate,
@@ -183,15 +191,12 @@ class CoordinatorHost:
         )
 
     def conclude(self, write_model: Callable[[], None]) -> Report:
-        """After the last replica: a last look at the shards, the last evaluation, the weights.
-
-        ``write_model`` writes the weights that were evaluated.
-        """
+        """After the last replica: a last look at the shards, the weights, the last evaluation."""
         self._end_threads()
         self.observe()
         self._note_epochs()
-        self._note_validation(self._epochs_seen, self._evaluate())
         write_model()
+        self._evaluate_after(self._epochs_seen)
         self._record_progress()
         return self.run_report()
 
@@ -199,22 +204,15 @@ class CoordinatorHost:
         if self._closing.is_set():
             return
         self._closing.set()
-        self._to_evaluate.put(None)
         for thread in self._threads:
             thread.join()
         self._record_outcomes()
-
-    def _note_validation(self, epoch: int, result: dict[str, Any] | None) -> None:
-        if result is not None:
-            self._validation = {k: v for k, v in result.items() if k != "seconds"}
-            self._events.emit("evaluation", epoch=epoch, **result)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as error:
-            known = isinstance(error, DistBeliefError)
-            self._failure = str(error) if known else repr(error)
+            self._failure = str(as_distbelief_error(error))
             self._events.emit("failure", cause=self._failure)
 
     def _follow(self) -> None:
@@ -222,20 +220,31 @@ class CoordinatorHost:
         while not self._closing.wait(POLL_S):
             try:
                 self.observe()
+                self._tell_set_aside()
                 answered_at = time.monotonic()
-            except RunError:
+            except TransportError:
                 if time.monotonic() - answered_at > self._patience_s:
                     raise
                 continue
             self._record_outcomes()
-            for item, reason in self._coordinator.take_set_aside().items():
-                for shard in self._shards:
-                    shard.set_aside((item,), reason)
-                self._events.emit("set_aside", item=item, reason=reason)
             self._note_epochs()
             if time.monotonic() - told_at >= PROGRESS_EVENT_S:
                 told_at = time.monotonic()
                 self._record_progress()
+
+    def _tell_set_aside(self) -> None:
+        self._untold.update(self._coordinator.take_set_aside())
+        for item, reason in list(self._untold.items()):
+            for shard in self._shards:
+                shard.set_aside((item,), reason)
+            del self._untold[item]
+            self._events.emit("set_aside", item=item, reason=reason)
+        n_aside = self._coordinator.status().items_set_aside
+        if n_aside > max(MOST_SET_ASIDE, SHARE_SET_ASIDE * self._plan.n_items):
+            raise RunError(
+                f"{n_aside} of {self._plan.n_items} items had to be set aside: the training has "
+                f"diverged; lower --lr, or set --clip-norm"
+            )
 
     def _record_outcomes(self) -> None:
         outcomes = self._coordinator.take_outcomes()
@@ -269,12 +278,24 @@ class CoordinatorHost:
                     self._events.emit("evaluation_left_out", epoch=self._epochs_seen)
 
     def _evaluations(self) -> None:
-        while (epoch := self._to_evaluate.get()) is not None and not self._closing.is_set():
+        while not self._closing.is_set():
             try:
-                self._note_validation(epoch, self._evaluate())
-            except RunError as error:
-                # Training does not depend on it, and at the end it is tried again.
-                self._events.emit("evaluation_failed", epoch=epoch, cause=str(error))
+                epoch = self._to_evaluate.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            self._evaluate_after(epoch)
+
+    def _evaluate_after(self, epoch: int) -> None:
+        try:
+            result = self._evaluate()
+        except Exception as error:
+            # Training does not depend on it, and the weights are on disk before the last one.
+            cause = str(as_distbelief_error(error))
+            self._events.emit("evaluation_failed", epoch=epoch, cause=cause)
+            return
+        if result is not None:
+            self._validation = {k: v for k, v in result.items() if k != "seconds"}
+            self._events.emit("evaluation", epoch=epoch, **result)
 
     def _record_progress(self) -> None:
         r = self.run_report()

@@ -46,6 +46,9 @@ class Evaluator:
         self._images = ImageInput(
             config.data.normalize, torch.device("cpu"), config.model.channels_last
         )
+        # Without an average the shards answer with what they have.
+        averaged = config.averaging.average != "none"
+        self._weights = str(Weights.AVERAGED if averaged else Weights.LATEST)
         self._n_loaders = n_loaders
         self._loader: BatchLoader | None = None
         self._cache: list[Batch] = []
@@ -81,12 +84,13 @@ class Evaluator:
         accuracy = evaluate(self._flat.model, batches)
         return {
             **asdict(accuracy),
-            "weights": str(Weights.AVERAGED),
+            "weights": self._weights,
             "seconds": round(time.monotonic() - began, 2),
         }
 
-    def write(self, path: Path) -> None:
-        """Writes the weights that were evaluated last: parameters and buffers by name."""
+    def write(self, ports: Sequence[ShardPort], path: Path) -> None:
+        """Writes the shards' averaged weights: parameters and buffers by name."""
+        self._fetch(ports)
         state = {
             name: tensor.detach().contiguous()
             for name, tensor in self._flat.model.state_dict().items()
@@ -98,7 +102,7 @@ class Evaluator:
             "n_outputs": str(self._spec.n_outputs),
             "image_size": str(config.data.image_size),
             "normalize": config.data.normalize,
-            "weights": str(Weights.AVERAGED),
+            "weights": self._weights,
         }
         write_atomically(path, save(state, metadata=metadata))
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from distbelief.errors import DistBeliefError, UsageError
+from distbelief.errors import as_distbelief_error
 from distbelief.observe.report import Report
 from distbelief.replica.exchange import ShardPort
 from distbelief.runtime.coordinator_host import CoordinatorHost
@@ -27,17 +27,6 @@ from distbelief.server.shard import Shard
 from distbelief.transport.client import ShardClient
 from distbelief.transport.service import ShardServer
 from distbelief.types import ShardService
-
-
-def model_spec(prepared: Prepared) -> ModelSpec:
-    """What a replica or an evaluator of the run must know."""
-    return ModelSpec(
-        config=prepared.config,
-        plan=prepared.plan,
-        layout=prepared.layout.fingerprint,
-        n_outputs=prepared.n_outputs,
-        digests=prepared.digests,
-    )
 
 
 class LocalWorld:
@@ -59,7 +48,7 @@ class LocalWorld:
         self._prepared = prepared
         self._transport = transport
         self._n_loaders = prepared.config.data.loaders if n_loaders is None else n_loaders
-        self._spec = model_spec(prepared)
+        self._spec = ModelSpec.of(prepared)
         self._stack = ExitStack()
         self._threads: dict[int, threading.Thread] = {}
         self._ended: list[ReplicaEnd] = []
@@ -106,7 +95,7 @@ class LocalWorld:
             target=self._run_replica, args=(replica,), name=f"replica-{replica}", daemon=True
         )
         self._threads[replica] = thread
-        self._host.emit("replica_started", replica=replica, node=None)
+        self._host.emit("replica_started", replica=replica)
         thread.start()
 
     def wait(self, timeout_s: float) -> list[ReplicaEnd]:
@@ -134,7 +123,7 @@ class LocalWorld:
 
     def conclude(self, model_file: Path) -> Report:
         """See :class:`World`."""
-        return self._host.conclude(lambda: self._evaluator.write(model_file))
+        return self._host.conclude(lambda: self._evaluator.write(self.ports, model_file))
 
     def _start_shards(self, stack: ExitStack) -> Sequence[ShardService]:
         config = self._prepared.config
@@ -160,14 +149,11 @@ class LocalWorld:
         return services
 
     def _run_replica(self, replica: int) -> None:
-        end = ReplicaEnd(replica, "")
+        end = ReplicaEnd(replica, None)
         try:
             run_replica(self._spec, replica, self.ports, self._host, n_loaders=self._n_loaders)
-        except UsageError as error:
-            end = ReplicaEnd(replica, str(error), fatal=True)
         except Exception as error:
-            known = isinstance(error, DistBeliefError)
-            end = ReplicaEnd(replica, str(error) if known else repr(error))
+            end = ReplicaEnd(replica, as_distbelief_error(error))
         with self._changed:
             self._ended.append(end)
             self._changed.notify_all()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import time
 from dataclasses import dataclass, replace
@@ -134,8 +136,20 @@ def prepare(config: TrainConfig, started_at: float | None = None) -> Prepared:
         run_dir=run_dir,
         started_at=started_at,
     )
-    write_json(run_dir / "config.json", _record(prepared))
+    try:
+        write_json(run_dir / "config.json", _record(prepared))
+    except OSError as error:
+        raise ConfigError("run_dir", f"cannot write to {run_dir}: {error.strerror}") from error
     return prepared
+
+
+def discard(run_dir: Path) -> None:
+    """Takes back what a run has written that never began to train."""
+    shutil.rmtree(run_dir / "pushes", ignore_errors=True)
+    for name in ("config.json", "events.jsonl"):
+        (run_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else lies there
+        run_dir.rmdir()
 
 
 def digests_of(dataset: Dataset) -> tuple[str, ...]:
@@ -171,6 +185,13 @@ def _make_folder(config: TrainConfig, started_at: float) -> Path:
     return path
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a run inside one process needs no ray
+        return None
+
+
 def _record(prepared: Prepared) -> dict[str, Any]:
     names = ("distbelief", "torch", "ray", "grpcio", "protobuf", "numpy")
     plan = prepared.plan
@@ -179,7 +200,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
         "started_at": prepared.started_at,
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {name: version for name in names if (version := _version(name))},
         "classes": list(prepared.classes),
         "n_outputs": prepared.n_outputs,
         "parameters": prepared.layout.size,

@@ -28,19 +28,22 @@ from distbelief.transport.client import ShardClient
 from distbelief.transport.service import ShardServer
 from distbelief.types import Orders, ReplicaReport
 
+WATCH_S = 0.5
+
 CALL_S = 60.0
 """Deadline of a call to the coordinator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a shard serves, and what."""
+    """Where a shard serves, and what; ``node`` is the Ray node that it runs on."""
 
     shard: int
     begin: int
     end: int
     incarnation: int
     address: str
+    node: str
 
 
 def connect(
@@ -100,8 +103,12 @@ class _Actor:
         self._closed = threading.Event()
 
     def watch(self) -> None:
-        """Returns when the actor has been closed; fails when it dies."""
-        self._closed.wait()
+        """Returns when the actor has been closed; fails when it dies or is of no use any more."""
+        while not self._closed.wait(WATCH_S):
+            self.check()
+
+    def check(self) -> None:
+        """Raises if the actor is of no use any more."""
 
     def close(self) -> None:
         """Ends what the actor runs, in order."""
@@ -120,16 +127,22 @@ class ShardActor(_Actor):
                 f"host {os.uname().nodename} does not see {spec.log_folder.parent}; give a folder "
                 f"that every host can reach",
             )
-        shard = self._stack.enter_context(Shard(spec))
+        self._shard = self._stack.enter_context(Shard(spec))
         server = ShardServer(
-            shard,
+            self._shard,
             size=spec.size,
             token=token,
             n_clients=spec.n_replicas,
             host=node_address(),
         )
         self._stack.enter_context(server)
-        return Endpoint(spec.index, spec.begin, spec.end, spec.incarnation, server.endpoint)
+        node = ray.get_runtime_context().get_node_id()
+        return Endpoint(spec.index, spec.begin, spec.end, spec.incarnation, server.endpoint, node)
+
+    def check(self) -> None:
+        """See :class:`_Actor`."""
+        if self._shard.failure is not None:
+            raise ProcessLostError(f"shard {self._shard.spec.index}", self._shard.failure)
 
 
 class ReplicaActor(_Actor):
@@ -144,6 +157,8 @@ class ReplicaActor(_Actor):
         coordinator: Any,
     ) -> None:
         """Trains until the coordinator says that it is over."""
+        node = ray.get_runtime_context().get_node_id()
+        ray.get(coordinator.emit.remote("replica_placed", {"replica": replica, "node": node}))
         with ExitStack() as stack:
             ports, _ = connect(endpoints, token, spec.config.cluster, stack)
             run_replica(
@@ -171,7 +186,7 @@ class EvaluatorActor(_Actor):
 
     def write(self, path: Path) -> None:
         """See :meth:`Evaluator.write`."""
-        self._evaluator.write(path)
+        self._evaluator.write(self._ports, path)
 
 
 class CoordinatorActor(_Actor):

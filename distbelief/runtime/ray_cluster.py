@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.exceptions import RayError
 
 from distbelief.errors import ClusterError
 from distbelief.runtime.placement import REPLICA, SHARD, Node
@@ -72,7 +74,12 @@ def _cluster_of_this_host() -> str | None:
     """
     given = os.environ.get("RAY_ADDRESS")
     if given and given not in ("auto", "local"):
-        return given if answers_grpc(given, PROBE_S) else None
+        if not answers_grpc(given, PROBE_S):
+            raise ClusterError(
+                f"RAY_ADDRESS names {given}, where no Ray cluster answers within {PROBE_S:g} s; "
+                f"unset it, or say --address local"
+            )
+        return given
     folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
     word = folder / "ray_current_cluster"
     try:
@@ -99,16 +106,16 @@ def connected(cluster: Cluster, *, n_shards: int, n_replicas: int) -> Iterator[N
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        _restrict_token()
     else:
         _use_token_of_this_host()
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, RayError) as error:
             raise ClusterError(
                 f"--address {cluster.address}: cannot join the Ray cluster there: {error}"
             ) from error
     try:
+        _restrict_token()
         yield
     finally:
         ray.shutdown()
@@ -120,7 +127,7 @@ def _token_file() -> Path:
 
 def _restrict_token() -> None:
     """Ray writes its token for everybody to read; it lets its bearer run code as this user."""
-    if _token_file().exists():
+    with contextlib.suppress(FileNotFoundError):
         _token_file().chmod(0o600)
 
 

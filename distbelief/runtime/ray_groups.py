@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from distbelief.runtime.placement import (
 )
 from distbelief.runtime.ray_cluster import nodes
 
+SLICE_S = 0.5
 NODE_LABEL = "ray.io/node-id"
 
 
@@ -42,8 +44,11 @@ class Groups:
         gpu: bool,
         patience_s: float,
         say: Callable[[str], None],
+        check: Callable[[], None],
     ) -> None:
         """Reserves room for all; blocks until there is, ``patience_s`` at most.
+
+        ``check`` is called again and again meanwhile, and may raise to end the wait.
 
         Raises:
             ClusterError: there is not room enough; the text has the figures.
@@ -57,13 +62,17 @@ class Groups:
         if unplaced:
             say(f"waiting for room in the cluster for {unplaced} more processes")
         waits = [group.ready() for group in self._groups.values()]
-        ready, _ = ray.wait(waits, num_returns=len(waits), timeout=patience_s)
-        if len(ready) < len(waits):
-            require_room(placements, here, patience_s)
-            raise ClusterError(
-                f"the cluster had room for the run, but did not give it within {patience_s:g} s; "
-                f"see `ray status`"
-            )
+        give_up_at = time.monotonic() + patience_s
+        while time.monotonic() < give_up_at:
+            ready, _ = ray.wait(waits, num_returns=len(waits), timeout=SLICE_S)
+            if len(ready) == len(waits):
+                return
+            check()
+        require_room(placements, here, patience_s)
+        raise ClusterError(
+            f"the cluster had room for the run, but did not give it within {patience_s:g} s; "
+            f"see `ray status`"
+        )
 
     def bundle(self, role: str, index: int) -> dict[str, float]:
         """What a process takes."""
@@ -73,10 +82,6 @@ class Groups:
         """How Ray is told to place a process in its group."""
         group = self._groups[role, index]
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-
-    def node(self, role: str, index: int) -> str | None:
-        """The node where a process was placed; None if Ray chose one that came later."""
-        return self._placements[role, index].node_id
 
     def neighbours(self, index: int) -> int:
         """Replicas on the host of replica slot ``index``, itself included."""

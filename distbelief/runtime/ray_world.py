@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +16,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distbelief.errors import ProcessLostError, UsageError
+from distbelief.errors import ProcessLostError
 from distbelief.observe.report import Report
-from distbelief.runtime.local import model_spec
 from distbelief.runtime.placement import REPLICA, SHARD
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.ray_actors import (
@@ -27,9 +28,10 @@ from distbelief.runtime.ray_actors import (
     ShardActor,
     first_cause,
 )
-from distbelief.runtime.ray_cluster import Cluster, connected
-from distbelief.runtime.ray_groups import Groups
-from distbelief.runtime.worker import Threads
+from distbelief.runtime.ray_cluster import Cluster, connected, nodes
+from distbelief.runtime.ray_groups import SLICE_S, Groups
+from distbelief.runtime.supervisor import Stop
+from distbelief.runtime.worker import ModelSpec, Threads
 from distbelief.runtime.world import ReplicaEnd
 from distbelief.transport.client import ShardClient
 
@@ -45,13 +47,16 @@ Ref = Any
 class RayWorld:
     """Satisfies :class:`~distbelief.runtime.world.World` with actors."""
 
-    def __init__(self, prepared: Prepared, cluster: Cluster, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, prepared: Prepared, cluster: Cluster, say: Callable[[str], None], stop: Stop
+    ) -> None:
         self._prepared = prepared
+        self._stop = stop
         self._cluster = cluster
         self._say = say
         self._config = prepared.config.cluster
         self._token = secrets.token_hex(16)
-        self._spec = model_spec(prepared)
+        self._spec = ModelSpec.of(prepared)
         self._stack = ExitStack()
         self._groups = Groups()
         self._actors: list[Handle] = []
@@ -70,12 +75,14 @@ class RayWorld:
                 connected(self._cluster, n_shards=config.shards, n_replicas=config.replicas)
             )
             stack.callback(self._clear)
+            gpu = self._decide_device()
             self._groups.reserve(
                 config.shards,
                 config.replicas,
-                gpu=self._prepared.config.replica.device.startswith("cuda"),
+                gpu=gpu,
                 patience_s=config.patience_s,
                 say=self._say,
+                check=self._check_stop,
             )
             self._start_actors()
             self._stack = stack.pop_all()
@@ -99,18 +106,19 @@ class RayWorld:
         self._replica_actors[replica] = actor
         ref = actor.run.remote(self._spec, replica, self._endpoints, self._token, self._coordinator)
         self._replicas[ref] = replica
-        self.emit("replica_started", replica=replica, node=self._groups.node(REPLICA, slot))
+        self.emit("replica_started", replica=replica)
 
     def wait(self, timeout_s: float) -> list[ReplicaEnd]:
         """See :class:`World`."""
         refs = [*self._watched, *self._replicas]
-        ends = []
-        for ref in _ready(refs, 1, timeout_s):
+        if not _ready(refs, 1, timeout_s):
+            return []
+        ready = _ready(refs, len(refs), 0.0)
+        for ref in ready:
             if ref in self._watched:
                 what = self._watched.pop(ref)
                 raise ProcessLostError(what, _cause_of(ref) or "it ended by itself")
-            ends.append(self._end_of(ref))
-        return ends
+        return [self._end_of(ref) for ref in ready]
 
     def report(self) -> Report:
         """See :class:`World`."""
@@ -135,6 +143,21 @@ class RayWorld:
         report: Report = self._get(self._coordinator.conclude.remote(model_file), timeout_s=None)
         return report
 
+    def _check_stop(self) -> None:
+        if self._stop.event.is_set():
+            raise KeyboardInterrupt
+
+    def _decide_device(self) -> bool:
+        """Whether replicas take a GPU each; without being told, if there is one for each."""
+        spec, device = self._spec, self._spec.config.replica.device
+        if device == "auto":
+            gpus = sum(node.total.get("GPU", 0.0) for node in nodes())
+            device = "cuda" if gpus >= self._config.replicas else "cpu"
+            replica = dataclasses.replace(spec.config.replica, device=device)
+            config = dataclasses.replace(spec.config, replica=replica)
+            self._spec = dataclasses.replace(spec, config=config)
+        return device.startswith("cuda")
+
     def _start_actors(self) -> None:
         n_shards, prepared = self._config.shards, self._prepared
         shards = [self._actor(ShardActor, SHARD, i, Threads(1)) for i in range(n_shards)]
@@ -143,12 +166,11 @@ class RayWorld:
         # Replicas begin to import while the shards do.
         self._free_slots = list(range(self._config.replicas))
         self._spares = {slot: self._replica_actor(slot) for slot in self._free_slots}
-        self._endpoints = self._get(
+        self._endpoints = self._await_start(
             [
                 actor.start.remote(prepared.shard_spec(i), self._token)
                 for i, actor in enumerate(shards)
-            ],
-            timeout_s=START_S,
+            ]
         )
         ready = evaluator.start.remote(self._spec, self._endpoints, self._token)
         for e in self._endpoints:
@@ -156,27 +178,25 @@ class RayWorld:
                 e.shard, e.address, self._token, timeout_s=self._config.rpc_timeout_s
             ) as client:
                 client.load(prepared.initial[e.begin : e.end])
-        self._get(
-            self._coordinator.start.remote(
-                prepared.schedule,
-                self._endpoints,
-                self._token,
-                self._config,
-                evaluator,
-                prepared.started_at,
-                prepared.run_dir,
-            ),
-            timeout_s=START_S,
+        following = self._coordinator.start.remote(
+            prepared.schedule,
+            self._endpoints,
+            self._token,
+            self._config,
+            evaluator,
+            prepared.started_at,
+            prepared.run_dir,
         )
+        self._await_start([following])
         for e in self._endpoints:
             self.emit(
                 "shard_started",
                 shard=e.shard,
                 incarnation=e.incarnation,
                 address=e.address,
-                node=self._groups.node(SHARD, e.shard),
+                node=e.node,
             )
-        self._get(ready, timeout_s=START_S)
+        self._await_start([ready])
         for i, actor in enumerate(shards):
             self._watched[actor.watch.remote()] = f"shard {i}"
         self._watched[self._coordinator.watch.remote()] = "the coordinator"
@@ -225,14 +245,28 @@ class RayWorld:
         except RayError as error:
             cause = first_cause(error)
             self._groups.renew(REPLICA, slot)
-            return ReplicaEnd(replica, str(cause), fatal=isinstance(cause, UsageError))
-        return ReplicaEnd(replica, "")
+            return ReplicaEnd(replica, cause)
+        return ReplicaEnd(replica, None)
 
-    def _get(self, ref: Any, timeout_s: float | None = CALL_S) -> Any:
+    def _get(self, ref: Ref, timeout_s: float | None = CALL_S) -> Any:
+        """The coordinator's answer."""
         try:
             return ray.get(ref, timeout=timeout_s)
         except GetTimeoutError as error:
-            raise ProcessLostError("a process", f"no answer within {timeout_s:g} s") from error
+            cause = f"no answer within {timeout_s:g} s"
+            raise ProcessLostError("the coordinator", cause) from error
+        except RayError as error:
+            raise first_cause(error) from error
+
+    def _await_start(self, refs: list[Ref]) -> list[Any]:
+        """The answers of actors that start, unless the user stops the run meanwhile."""
+        give_up_at = time.monotonic() + START_S
+        while len(_ready(refs, len(refs), SLICE_S)) < len(refs):
+            self._check_stop()
+            if time.monotonic() > give_up_at:
+                raise ProcessLostError("a process", f"it did not start within {START_S:g} s")
+        try:
+            return list(ray.get(refs))
         except RayError as error:
             raise first_cause(error) from error
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from distbelief.errors import DistBeliefError, ProcessLostError, RunError
+from distbelief.errors import DistBeliefError, RunError
 from distbelief.observe.report import Report, progress_line, summary
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.world import ReplicaEnd, World
@@ -20,7 +20,7 @@ from distbelief.storage import write_json
 Say = Callable[[str], None]
 
 MAX_BARREN_DEATHS = 3
-"""So many replicas dying one after another, with no example applied meanwhile, end the run."""
+"""So many replicas dying one after another, none of which did an item, end the run."""
 
 LINE_S = 3.0
 WAIT_S = 0.25
@@ -75,33 +75,37 @@ class Supervisor:
         self._awaited: list[tuple[dict[str, Any], float, int]] = []
         self._recoveries: list[dict[str, Any]] = []
         self._barren_deaths = 0
-        self._examples_at_death = -1
+        self._examples_at_death = 0
+        self._last_report: Report | None = None
 
     def run(self) -> dict[str, Any]:
         """Runs to the end, or to the user's stop; returns what went into ``summary.json``.
 
         Raises:
-            RunError: the run failed; ``summary.json`` says so.
+            DistBeliefError: the run failed; ``summary.json`` says so.
+            KeyboardInterrupt: the user insisted; likewise.
         """
         try:
             return self._run()
-        except (DistBeliefError, KeyboardInterrupt) as error:
-            self._fail(error)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self._write_summary("interrupted" if interrupted else "failed")
             raise
 
     def _run(self) -> dict[str, Any]:
-        for _ in range(self._n_replicas):
-            self._start_replica()
+        if not self._stop.event.is_set():
+            for _ in range(self._n_replicas):
+                self._start_replica()
         told_at = time.monotonic()
         while True:
             ends = self._world.wait(WAIT_S)
-            report = self._world.report()
+            report = self._report()
             if report.failure:
                 raise RunError(report.failure)
             for end in ends:
                 self._running.discard(end.replica)
-                if end.cause:
-                    self._replace(end, report)
+                if end.error is not None:
+                    self._replace(end, end.error, report)
             self._note_recoveries(report)
             if report.finished or self._stop.event.is_set():
                 break
@@ -110,18 +114,26 @@ class Supervisor:
                 self._say(progress_line(report))
         return self._end("finished" if report.finished else "interrupted")
 
+    def _report(self) -> Report:
+        self._last_report = self._world.report()
+        return self._last_report
+
     def _end(self, status: str) -> dict[str, Any]:
         if status == "interrupted":
-            self._say("stopping: each replica finishes its step (once more to stop at once)")
+            self._say("stopping: each replica finishes its item (once more to stop at once)")
         self._world.stop()
         give_up_at = time.monotonic() + DRAIN_S
         while self._running and time.monotonic() < give_up_at:
-            self._running -= {end.replica for end in self._world.wait(WAIT_S)}
+            for end in self._world.wait(WAIT_S):
+                self._running.discard(end.replica)
+                if end.error is not None:
+                    self._world.replica_lost(end.replica, str(end.error))
         if self._running:
             self._world.emit("not_drained", replicas=sorted(self._running))
-        report = self._world.conclude(self._prepared.run_dir / "model.safetensors")
-        self._say(progress_line(report))
-        return self._write_summary(report, status)
+        self._last_report = self._world.conclude(self._prepared.run_dir / "model.safetensors")
+        self._say(progress_line(self._last_report))
+        self._world.emit("end", status=status)
+        return self._write_summary(status)
 
     def _start_replica(self) -> int:
         replica = self._started
@@ -130,21 +142,21 @@ class Supervisor:
         self._running.add(replica)
         return replica
 
-    def _replace(self, end: ReplicaEnd, report: Report) -> None:
+    def _replace(self, end: ReplicaEnd, error: DistBeliefError, report: Report) -> None:
+        n_items = self._world.replica_lost(end.replica, str(error))
         if end.fatal:
-            raise RunError(f"replica {end.replica}: {end.cause}")
-        n_items = self._world.replica_lost(end.replica, end.cause)
+            raise error
         if report.finished or self._stop.event.is_set():
             return
-        self._count_barren(end, report)
+        self._count_barren(end.replica, error, report)
         successor = self._start_replica()
         self._say(
-            f"replica {end.replica} was lost ({end.cause}); {n_items} items go to others, "
+            f"replica {end.replica} was lost ({error}); {n_items} items go to others, "
             f"replica {successor} takes its place"
         )
         recovery = {
             "what": f"replica {end.replica}",
-            "cause": end.cause,
+            "cause": str(error),
             "t": round(report.elapsed_s, 2),
             "seconds": None,
             "items_leased_again": n_items,
@@ -152,12 +164,13 @@ class Supervisor:
         self._recoveries.append(recovery)
         self._awaited.append((recovery, time.monotonic(), successor))
 
-    def _count_barren(self, end: ReplicaEnd, report: Report) -> None:
-        barren = report.examples_applied == self._examples_at_death
-        self._barren_deaths = self._barren_deaths + 1 if barren else 1
+    def _count_barren(self, replica: int, error: DistBeliefError, report: Report) -> None:
+        worked = any(r["replica"] == replica and r["items"] for r in report.replicas)
+        advanced = report.examples_applied > self._examples_at_death
         self._examples_at_death = report.examples_applied
-        if self._barren_deaths > MAX_BARREN_DEATHS:
-            raise ProcessLostError(f"replica {end.replica}", end.cause)
+        self._barren_deaths = 0 if worked or advanced else self._barren_deaths + 1
+        if self._barren_deaths >= MAX_BARREN_DEATHS:
+            raise error
 
     def _note_recoveries(self, report: Report) -> None:
         """A replacement serves once it has done its first item."""
@@ -166,26 +179,18 @@ class Supervisor:
             recovery, died_at, successor = entry
             if successor in working:
                 recovery["seconds"] = round(time.monotonic() - died_at, 2)
-                self._world.emit("replica_replaced", **recovery, replica=successor)
+                about = {name: value for name, value in recovery.items() if name != "t"}
+                self._world.emit("replica_replaced", **about, replica=successor)
                 self._awaited.remove(entry)
 
-    def _write_summary(self, report: Report, status: str) -> dict[str, Any]:
+    def _write_summary(self, status: str) -> dict[str, Any]:
         cluster = self._prepared.config.cluster
         written = summary(
-            report,
+            self._last_report,
             status=status,
             replicas=cluster.replicas,
             shards=cluster.shards,
             recoveries=self._recoveries,
         )
         write_json(self._prepared.run_dir / "summary.json", written)
-        self._world.emit("end", status=status)
         return written
-
-    def _fail(self, error: BaseException) -> None:
-        try:
-            self._world.emit("failure", cause=str(error) or type(error).__name__)
-            self._write_summary(self._world.report(), "failed")
-        except RunError:
-            # The coordinator is what died: the first error says why, and is on its way up.
-            return

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from distbelief.config import TrainConfig
 from distbelief.observe.report import duration
 from distbelief.runtime.local import LocalWorld
-from distbelief.runtime.prepare import Prepared, prepare
-from distbelief.runtime.supervisor import Say, Supervisor, stop_on_signals
+from distbelief.runtime.prepare import Prepared, discard, prepare
+from distbelief.runtime.supervisor import Say, Stop, Supervisor, stop_on_signals
 from distbelief.runtime.world import World
 
 
-def train(config: TrainConfig, say: Say = print) -> dict[str, Any]:
+def train(config: TrainConfig, say: Say = print, stop: Stop | None = None) -> dict[str, Any]:
     """Trains, blocking until the end; returns the contents of ``summary.json`` and ``run_dir``.
 
     Args:
         config: The run.
         say: Takes the lines that tell how it goes.
+        stop: Ends the run in order once it is set; by default SIGINT and SIGTERM do.
 
     Raises:
         UsageError: the configuration, the data or the cluster cannot work as they are.
         RunError: the run failed.
+        KeyboardInterrupt: it was stopped before it had begun, or the user insisted.
     """
     started_at = time.time()
-    with stop_on_signals() as stop:
-        world: World
-        if config.cluster.address == "inprocess":
-            prepared = prepare(config, started_at)
-            world = LocalWorld(prepared)
-        else:
-            # Ray is imported only by runs that use it.
-            from distbelief.runtime.ray_cluster import find_cluster
-            from distbelief.runtime.ray_world import RayWorld
-
-            cluster = find_cluster(config.cluster.address)
-            prepared = prepare(config, started_at)
-            world = RayWorld(prepared, cluster, say)
+    with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
+        make_world: Callable[[Prepared, Stop], World]
+        make_world = _local if config.cluster.address == "inprocess" else _on_ray(config, say)
+        prepared = prepare(config, started_at)
         _introduce(prepared, say)
-        with world:
-            say(f"{duration(time.time() - started_at):>6}  all shards serve, training begins")
-            result = Supervisor(world, prepared, stop, say).run()
+        supervised = False
+        try:
+            with make_world(prepared, stop) as world:
+                say(f"{duration(time.time() - started_at):>6}  all shards serve, training begins")
+                supervised = True
+                result = Supervisor(world, prepared, stop, say).run()
+        except BaseException:
+            if not supervised:
+                discard(prepared.run_dir)
+            raise
     return {**result, "run_dir": str(prepared.run_dir)}
+
+
+def _local(prepared: Prepared, stop: Stop) -> World:
+    return LocalWorld(prepared)
+
+
+def _on_ray(config: TrainConfig, say: Say) -> Callable[[Prepared, Stop], World]:
+    # Ray is imported only by runs that use it.
+    from distbelief.runtime.ray_cluster import find_cluster
+    from distbelief.runtime.ray_world import RayWorld
+
+    cluster = find_cluster(config.cluster.address)
+    return lambda prepared, stop: RayWorld(prepared, cluster, say, stop)
 
 
 def _introduce(prepared: Prepared, say: Say) -> None:

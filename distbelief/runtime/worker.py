@@ -21,7 +21,7 @@ from distbelief.replica.exchange import Exchange, ShardPort
 from distbelief.replica.feed import Feed
 from distbelief.replica.reporter import Progress, Reporter
 from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
-from distbelief.runtime.prepare import build_model, digests_of
+from distbelief.runtime.prepare import Prepared, build_model, digests_of
 from distbelief.types import CoordinatorService, Weights
 
 BATCHES_AHEAD = 2
@@ -49,6 +49,17 @@ class ModelSpec:
     layout: str
     n_outputs: int
     digests: tuple[str, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> ModelSpec:
+        """What a replica or an evaluator of the run must know."""
+        return cls(
+            config=prepared.config,
+            plan=prepared.plan,
+            layout=prepared.layout.fingerprint,
+            n_outputs=prepared.n_outputs,
+            digests=prepared.digests,
+        )
 
     def open(self) -> tuple[Dataset, torch.nn.Module, Layout]:
         """Opens the data and builds the model.

@@ -7,19 +7,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from distbelief.errors import DistBeliefError, ShardRefusedError, UsageError
 from distbelief.observe.report import Report
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEnd:
-    """A replica that has ended, in order if ``cause`` is empty.
-
-    ``fatal`` means that no other replica could do better.
-    """
+    """A replica that has ended, in order if ``error`` is None."""
 
     replica: int
-    cause: str
-    fatal: bool = False
+    error: DistBeliefError | None
+
+    @property
+    def fatal(self) -> bool:
+        """Whether no other replica could do better."""
+        return isinstance(self.error, UsageError | ShardRefusedError)
 
 
 class World(Protocol):
@@ -68,6 +70,6 @@ class World(Protocol):
     def conclude(self, model_file: Path) -> Report:
         """After the last replica: a last look at the shards, and at their averaged weights.
 
-        Evaluates these, writes them to ``model_file``, and returns how the run ended.
+        Writes these to ``model_file``, evaluates them, and returns how the run ended.
         """
         ...

@@ -102,6 +102,7 @@ class Shard:
         self._loaded = False
         self._clock = 0
         self._examples = 0
+        self._skipped = 0
         self._rate = 0.0
         self._expected_staleness = 0.0
         self._applied = ItemSet()
@@ -146,6 +147,11 @@ class Shard:
         except OSError:
             if self._writer.failure is None:  # else this is what the shard was lost for
                 raise
+
+    @property
+    def failure(self) -> str | None:
+        """Why the shard was lost, if it was."""
+        return self._writer.failure
 
     @property
     def version(self) -> Version:
@@ -259,6 +265,7 @@ class Shard:
         self._rule.apply(self._parameters, push.gradient, push.rate)
         self._clock += 1
         self._examples += push.examples
+        self._skipped += len(push.skipped)
         self._applied.add(push.item)
         self._rate = push.rate
         if stale is not None:
@@ -287,6 +294,7 @@ class Shard:
             loaded=self._loaded,
             clock=self._clock,
             examples=self._examples,
+            skipped=self._skipped,
             applied=self._applied.intervals,
             set_aside=dict(self._set_aside),
             repeated=self._repeated,

@@ -15,6 +15,7 @@ import pytest
 from distbelief.audit import audit
 from distbelief.config import TrainConfig
 from distbelief.observe.events import read_events
+from distbelief.runtime.supervisor import Stop
 from distbelief.runtime.train import train
 
 
@@ -30,23 +31,29 @@ def wait_for_event(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict
 
 @pytest.mark.timeout(240)
 def test_the_others_go_on_and_it_is_replaced(tiny: Callable[..., TrainConfig]) -> None:
-    config = tiny(address="local", replicas=2, shards=2, epochs=60)
-    run_dir = Path(str(config.run_dir))
+    config = tiny(address="local", replicas=2, shards=2, epochs=10_000)
+    run_dir, stop = Path(str(config.run_dir)), Stop()
     result: dict[str, Any] = {}
-    runner = threading.Thread(target=lambda: result.update(train(config, lambda line: None)))
+    runner = threading.Thread(target=lambda: result.update(train(config, lambda line: None, stop)))
     runner.start()
     events = run_dir / "events.jsonl"
     # Only once it has done items is it in the middle of its work.
     wait_for_event(events, lambda e: e["kind"] == "items" and 0 in e["replicas"])
     joined = wait_for_event(events, lambda e: e["kind"] == "replica_joined" and e["replica"] == 0)
     os.kill(joined["pid"], signal.SIGKILL)
+    lost = wait_for_event(events, lambda e: e["kind"] == "replica_lost")
+    # The run goes on until the replacement has done its part, and past the epochs of its leases.
+    wait_for_event(events, lambda e: e["kind"] == "replica_replaced")
+    reached = max(e["epoch"] for e in read_events(events) if e["kind"] == "epoch")
+    wait_for_event(events, lambda e: e["kind"] == "epoch" and e["epoch"] >= reached + 3)
+    stop.event.set()
     runner.join()
-    assert result["status"] == "finished"
+    assert result["status"] == "interrupted"
     found = audit(run_dir)
     assert found.clean, found.counter_example
-    assert found.examples == result["examples_applied"] == 60 * 90
+    assert found.examples == result["examples_applied"]
+    assert found.epochs_finished >= reached + 3
     happened = read_events(events)
-    lost = next(e for e in happened if e["kind"] == "replica_lost")
     assert lost["replica"] == 0
     assert lost["items_returned"]
     after = [e for e in happened if e["kind"] == "items" and e["t"] > lost["t"]]

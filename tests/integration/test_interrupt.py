@@ -27,12 +27,15 @@ def test_ctrl_c_ends_in_order(tmp_path: Path, address: str) -> None:
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "images/s" in line:
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "images/s" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate()
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in out

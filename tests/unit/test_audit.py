@@ -14,11 +14,11 @@ from distbelief.coordinator.schedule import Schedule
 from distbelief.errors import DataError
 from distbelief.items import ItemPlan
 
-# Two epochs of 25 examples in items of 10, 10 and 5; the rate halves after the first.
+# Two epochs of 25 examples in items of 10, 10 and 5; the rate halves after each.
 PLAN = {"n_examples": 25, "batch_size": 10, "n_push": 1, "n_items": 6}
 SCHEDULE = ScheduleConfig(lr=0.5, schedule="step", step_epochs=1, step_factor=0.5)
-EXAMPLES = [10, 10, 5, 10, 10, 5]
-RATES = [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+EXAMPLES = 4 * [10, 10, 5]
+RATES = [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125, 0.0625, 0.0625, 0.0625]
 LOGS = ["shard-00000-of-00002.0001.jsonl", "shard-00001-of-00002.0001.jsonl"]
 
 Log = list[dict[str, Any]]
@@ -42,9 +42,9 @@ def push(item: int, clock: int, **changes: Any) -> dict[str, Any]:
         "item": item,
         "clock": clock,
         "base": [1, max(0, clock - 2)],
-        "rate": RATES[item] if item < 6 else 0.25,
+        "rate": RATES[item],
         "replica": item % 2,
-        "examples": EXAMPLES[item] if item < 6 else 10,
+        "examples": EXAMPLES[item],
         "skipped": [],
         **changes,
     }
@@ -62,13 +62,24 @@ def clean_logs() -> list[Log]:
 def write_run(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run's folder; a log is a list of lines, or its text."""
 
-    def write(logs: list[Log | str], *, status: str | None = "finished", n_shards: int = 2) -> Path:
+    def write(
+        logs: list[Log | str],
+        *,
+        status: str | None = "finished",
+        n_shards: int = 2,
+        n_items: int = 6,
+        events: list[dict[str, Any]] | None = None,
+        **ended: Any,
+    ) -> Path:
         config = TrainConfig(schedule=SCHEDULE).to_dict()
         config["cluster"]["shards"] = n_shards
-        record = {"config": config, "plan": PLAN, "parameters": 100}
+        record = {"config": config, "plan": {**PLAN, "n_items": n_items}, "parameters": 100}
         (tmp_path / "config.json").write_text(json.dumps(record))
         if status is not None:
-            (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+            (tmp_path / "summary.json").write_text(json.dumps({"status": status, **ended}))
+        if events is not None:
+            lines = "".join(json.dumps(event) + "\n" for event in events)
+            (tmp_path / "events.jsonl").write_text(lines)
         folder = tmp_path / "pushes"
         folder.mkdir()
         for name, lines in zip(LOGS, logs, strict=False):
@@ -84,9 +95,9 @@ WriteRun = Callable[..., Path]
 
 
 def test_the_rates_here_are_the_schedules() -> None:
-    schedule = Schedule(SCHEDULE, ItemPlan(**PLAN))
-    assert [schedule.rate(item) for item in range(6)] == RATES
-    assert [schedule.plan.item(item).n_examples for item in range(6)] == EXAMPLES
+    schedule = Schedule(SCHEDULE, ItemPlan(**{**PLAN, "n_items": 12}))
+    assert [schedule.rate(item) for item in range(12)] == RATES
+    assert [schedule.plan.item(item).n_examples for item in range(12)] == EXAMPLES
 
 
 def test_a_clean_run(write_run: WriteRun) -> None:
@@ -146,6 +157,137 @@ def test_an_item_applied_here_and_set_aside_there_is_accounted_for(write_run: Wr
     assert (result.items, result.set_aside) == (5, 1)
 
 
+def epochs(*finished: int) -> list[dict[str, Any]]:
+    """Events of a run that says which epochs are done."""
+    first = {"t": 0.1, "kind": "replica_joined", "replica": 0}
+    return [first, *({"t": 1.0, "kind": "epoch", "epoch": epoch} for epoch in finished)]
+
+
+MISSING = f"{LOGS[1]}: item {{}} was not applied, though it must have been"
+
+
+@pytest.mark.parametrize("status", [None, "interrupted", "failed"])
+@pytest.mark.parametrize(
+    ("says", "has", "missing"),
+    [
+        ([], [], None),
+        ([], [0, 1], None),
+        ([1], [0, 1, 2], None),
+        ([1], [0, 2], 1),
+        ([1], [0, 1], 2),
+        ([1], [], 0),
+        ([1, 2], [0, 1, 2, 3, 4, 5], None),
+        ([1, 2], [0, 1, 2, 3, 5], 4),
+    ],
+)
+def test_an_epoch_that_the_events_call_done_must_be(
+    says: list[int], has: list[int], missing: int | None, status: str | None, write_run: WriteRun
+) -> None:
+    logs = [log(0, [0, 1, 2, 3, 4, 5][: 3 * max(1, len(says))]), log(1, has)]
+    result = audit(write_run(logs, status=status, events=epochs(*says)))
+    expected = None if missing is None else MISSING.format(missing)
+    assert (str(result.counter_example) if result.counter_example else None) == expected
+
+
+def test_an_item_set_aside_counts_in_an_epoch_that_is_called_done(write_run: WriteRun) -> None:
+    logs = [log(0, [0, 2]), log(1, [2, 0])]
+    for lines in logs:
+        lines.append({"set_aside": 1, "reason": "norm, 3 times"})
+    result = audit(write_run(logs, status=None, events=epochs(1)))
+    assert result.clean
+    assert (result.set_aside, result.epochs_finished) == (1, 1)
+
+
+def test_an_events_file_that_was_cut_short_says_what_it_says(write_run: WriteRun) -> None:
+    run = write_run([log(0, [0, 1, 2]), log(1, [0, 1, 2])], status=None, events=epochs(1, 2))
+    whole = (run / "events.jsonl").read_text()
+    (run / "events.jsonl").write_text(whole[:-2])  # epoch 2 was not told to the end
+    assert audit(run).clean
+    (run / "events.jsonl").write_text(whole)
+    first = audit(run).counter_example
+    assert str(first) == f"{LOGS[0]}: item 3 was not applied, though it must have been"
+
+
+@pytest.mark.parametrize(
+    ("latest", "missing"),
+    [
+        # Items of epochs 0 and 1 are leased from the start; one of epoch 2 only when epoch 0 is
+        # done, one of epoch 3 when epochs 0 and 1 are.
+        (5, None),
+        (6, 0),
+        (8, 0),
+        (9, 0),
+    ],
+)
+def test_an_item_applied_says_that_the_epochs_before_its_last_two_are_done(
+    latest: int, missing: int | None, write_run: WriteRun
+) -> None:
+    logs = [log(0, [*range(6), latest] if latest > 5 else [*range(6)]), log(1, [1, 2, 4])]
+    result = audit(write_run(logs, status=None, n_items=12))
+    expected = None if missing is None else MISSING.format(missing)
+    assert (str(result.counter_example) if result.counter_example else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("latest", "has", "clean"),
+    [
+        (8, [0, 1, 2], True),
+        (8, [0, 1, 2, 5], True),
+        (9, [0, 1, 2, 3, 4], False),
+        (9, [0, 1, 2, 3, 4, 5], True),
+    ],
+)
+def test_the_epochs_from_which_leases_come_may_lack_items(
+    latest: int, has: list[int], clean: bool, write_run: WriteRun
+) -> None:
+    logs = [log(0, [*range(6), latest]), log(1, has)]
+    result = audit(write_run(logs, status=None, n_items=12))
+    assert result.clean == clean
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+@pytest.mark.parametrize("examples", [0, 40, 49, 51, 100])
+def test_the_summary_must_say_what_the_logs_say(
+    examples: int, status: str, write_run: WriteRun
+) -> None:
+    result = audit(write_run(clean_logs(), status=status, examples_applied=examples))
+    text = f"summary.json: says {examples} examples, the logs say 50"
+    assert str(result.counter_example) == text
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_a_summary_that_agrees_is_clean(status: str, write_run: WriteRun) -> None:
+    assert audit(write_run(clean_logs(), status=status, examples_applied=50)).clean
+
+
+def test_the_summary_of_a_run_that_failed_is_of_the_moment_before(write_run: WriteRun) -> None:
+    assert audit(write_run(clean_logs(), status="failed", examples_applied=20)).clean
+
+
+def test_the_summary_counts_what_every_shard_has_applied(write_run: WriteRun) -> None:
+    logs = [log(0, [0, 1, 2, 3]), log(1, [0, 1])]
+    assert audit(write_run(logs, status="interrupted", examples_applied=20)).clean
+
+
+def test_the_summary_counts_examples_that_could_not_be_read(write_run: WriteRun) -> None:
+    logs = clean_logs()
+    logs[0][2] = push(1, 2, examples=8, skipped=[11, 17])
+    logs[1][1] = push(1, 1, examples=8, skipped=[11, 17])
+    result = audit(write_run(logs, examples_applied=50))
+    assert result.clean
+    assert (result.examples, result.skipped) == (48, 2)
+
+
+def test_skipped_examples_count_where_the_item_is_applied_everywhere(write_run: WriteRun) -> None:
+    logs = [log(0, [0, 1, 2]), log(1, [0, 2])]
+    logs[0][2] = push(1, 2, examples=8, skipped=[11, 17])
+    logs[0][3] = push(2, 3, examples=4, skipped=[20])
+    logs[1][2] = push(2, 2, examples=4, skipped=[20])
+    result = audit(write_run(logs, status=None))
+    assert result.clean
+    assert (result.items, result.examples, result.skipped) == (2, 14, 1)
+
+
 def test_a_base_of_an_earlier_incarnation_is_possible(write_run: WriteRun) -> None:
     logs = clean_logs()
     for lines in logs:
@@ -175,7 +317,7 @@ def test_a_torn_last_line_is_tolerated(write_run: WriteRun) -> None:
 def test_a_torn_last_line_of_a_finished_run_is_a_missing_item(write_run: WriteRun) -> None:
     whole = "".join(json.dumps(line) + "\n" for line in log(1, [0, 1, 2, 3, 4, 5]))
     result = audit(write_run([log(0, [0, 1, 2, 3, 4, 5]), whole[:-9]]))
-    text = f"{LOGS[1]}: item 5 was not applied, and the run says it is finished"
+    text = f"{LOGS[1]}: item 5 was not applied, though it must have been"
     assert str(result.counter_example) == text
 
 
@@ -249,7 +391,7 @@ FLAWS: list[tuple[str, Callable[[list[Log]], object], str]] = [
     (
         "missing item in a finished run",
         lambda x: x[1].pop(),
-        f"{LOGS[1]}: item 5 was not applied, and the run says it is finished",
+        f"{LOGS[1]}: item 5 was not applied, though it must have been",
     ),
     (
         "examples differ between shards",

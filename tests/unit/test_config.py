@@ -106,6 +106,19 @@ def test_values_at_the_limit_are_taken(kind: type, values: dict[str, Any]) -> No
     assert {name: getattr(config, name) for name in values} == values
 
 
+@pytest.mark.parametrize("device", ["", "gpu", "CPU", "cpu:0", "cuda:", "cuda:x", "cuda:-1"])
+def test_what_is_no_device(device: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ReplicaConfig(device=device)
+    assert caught.value.field == "device"
+    assert str(caught.value) == f"--device: must be auto, cpu or cuda, not {device!r}"
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_devices(device: str) -> None:
+    assert ReplicaConfig(device=device).device == device
+
+
 @pytest.mark.parametrize("kind", [*PARTS, TrainConfig])
 def test_frozen_and_keyword_only(kind: type) -> None:
     config = kind()

@@ -17,6 +17,7 @@ from distbelief.errors import (
     ShardRefusedError,
     TransportError,
     UsageError,
+    as_distbelief_error,
 )
 from distbelief.types import Refusal
 
@@ -106,3 +107,18 @@ def test_facts_are_fields() -> None:
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
 def test_exit_codes(error: DistBeliefError) -> None:
     assert error.exit_code == (2 if isinstance(error, UsageError) else 1)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_of_ours_is_itself(error: DistBeliefError) -> None:
+    assert as_distbelief_error(error) is error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
+def test_another_error_becomes_one_that_names_it(error: BaseException) -> None:
+    found = as_distbelief_error(error)
+    assert type(found) is RunError
+    assert str(found) == repr(error)
+    assert found.exit_code == 1

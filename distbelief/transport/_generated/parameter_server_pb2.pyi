@@ -170,7 +170,7 @@ class Interval(_message.Message):
     def __init__(self, begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class StateReply(_message.Message):
-    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness")
+    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped")
     class SetAsideEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class StateReply(_message.Message):
     REPEATED_PUSHES_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     incarnation: int
     begin: int
@@ -216,7 +217,8 @@ class StateReply(_message.Message):
     repeated_pushes: int
     refused: _containers.ScalarMap[str, int]
     staleness: _containers.ScalarMap[int, int]
-    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    skipped: int
+    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()

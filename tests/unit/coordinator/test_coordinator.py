@@ -35,6 +35,7 @@ def state(shard: int, below: int, **fields: Any) -> ShardState:
         "loaded": True,
         "clock": below,
         "examples": 10 * below,
+        "skipped": 0,
         "applied": ((0, below),) if below else (),
         "set_aside": {},
         "repeated": 0,
@@ -190,6 +191,47 @@ def test_poison_is_set_aside_whoever_refused_it(pushed: bool) -> None:
     assert c.take_set_aside() == {0: "norm, 3 times"}
 
 
+def test_only_poison_counts_towards_setting_aside() -> None:
+    c = coordinator()
+    c.report(report())
+    refusals = [Refusal.NORM, *5 * [Refusal.STALE], Refusal.NOT_FINITE, Refusal.INCARNATION]
+    for refusal in refusals:
+        assert numbers(c.report(report(outcomes=(done(0, refusal=refusal),)))) == [0]
+    assert c.take_set_aside() == {}
+    c.report(report(outcomes=(done(0, refusal=Refusal.NORM),)))
+    assert c.take_set_aside() == {0: "norm, 3 times"}
+
+
+def test_an_item_is_told_to_be_set_aside_once() -> None:
+    c = coordinator()
+    c.report(report())
+    told = []
+    for _ in range(2 * MAX_POISONED):
+        c.report(report(outcomes=(done(0, refusal=Refusal.NORM),)))
+        told.append(c.take_set_aside())
+    assert told == [{}, {}, {0: "norm, 3 times"}, {}, {}, {}]
+
+
+def test_poison_is_counted_item_by_item_and_over_all_replicas() -> None:
+    c = coordinator()
+    for attempt in range(MAX_POISONED):
+        assert c.take_set_aside() == {}
+        assert numbers(c.report(report(attempt))) == [0, 1]
+        refused = [done(item, refusal=Refusal.NORM) for item in (0, 1)[: attempt + 1]]
+        c.report(report(attempt, outcomes=tuple(refused), leaving=True))
+    assert c.take_set_aside() == {0: "norm, 3 times"}  # item 1 was refused twice
+
+
+def test_a_refusal_by_one_who_lost_the_item_leaves_it_with_its_holder() -> None:
+    c = coordinator()
+    c.report(report(0))
+    c.report(report(0, leaving=True))
+    assert numbers(c.report(report(1))) == [0, 1]
+    c.report(report(0, outcomes=(done(0, refusal=Refusal.STALE),)))
+    assert numbers(c.report(report(2))) == [2, 3]
+    assert numbers(c.report(report(1))) == []
+
+
 def test_a_refused_item_counts_as_not_done() -> None:
     c = coordinator()
     c.report(report())
@@ -262,6 +304,22 @@ def test_what_the_shards_set_aside_counts() -> None:
     c.observe([state(0, 4, set_aside={4: "why"})], c.now())
     status = c.status()
     assert (status.finished, status.examples_applied, status.examples_set_aside) == (True, 40, 5)
+    assert status.items_set_aside == 1
+
+
+def test_what_one_shard_has_set_aside_counts_as_an_item_and_not_yet_as_examples() -> None:
+    c = coordinator(n_items=5, n_shards=2)
+    c.observe([state(0, 3, set_aside={3: "why", 4: "why"}), state(1, 3)], c.now())
+    status = c.status()
+    assert (status.items_set_aside, status.examples_set_aside) == (2, 0)
+    assert (status.finished, status.examples_applied) == (False, 30)
+
+
+def test_what_could_not_be_read_is_the_examples_not_the_parts_of_pushes() -> None:
+    c = coordinator(n_items=5, n_shards=2)
+    assert c.status().examples_skipped == 0
+    c.observe([state(0, 2, skipped=3), state(1, 1, skipped=2)], c.now())
+    assert c.status().examples_skipped == 3
 
 
 def test_now_counts_up() -> None:

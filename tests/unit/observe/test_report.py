@@ -24,6 +24,7 @@ def report(**changes: Any) -> Report:
         "epoch": 2,
         "n_epochs": 8,
         "examples_applied": 4096,
+        "examples_skipped": 7,
         "examples_set_aside": 32,
         "total_examples": 32768,
         "images_per_second": 1234.5,
@@ -145,6 +146,7 @@ def test_summary() -> None:
         "status": "finished",
         "wall_seconds": 65.43,
         "examples_applied": 4096,
+        "examples_skipped": 7,
         "examples_set_aside": 32,
         "images_per_second": 1000.13,
         "pushes": {"applied": 256, "repeated": 3, "refused": {"stale": 1}},
@@ -162,3 +164,10 @@ def test_summary() -> None:
 def test_summary_before_the_first_loss() -> None:
     found = summary(report(losses={}), status="failed", replicas=2, shards=1, recoveries=[])
     assert (found["train_loss"], found["validation"]) == (None, None)
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_summary_of_a_run_that_never_reported(status: str) -> None:
+    recoveries = [{"what": "replica 1", "seconds": None}]
+    found = summary(None, status=status, replicas=2, shards=1, recoveries=recoveries)
+    assert found == {"status": status, "examples_applied": 0, "recoveries": recoveries}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,10 +155,11 @@ class FakeCoordinator:
     grants: list[Callable[[], tuple[LeasedItem, ...]]] = field(default_factory=list)
     reports: list[ReplicaReport] = field(default_factory=list)
     fails_at: int | None = None
+    fails_at_the_end: bool = False
 
     def report(self, report: ReplicaReport) -> Orders:
         self.reports.append(report)
-        if len(self.reports) - 1 == self.fails_at:
+        if len(self.reports) - 1 == self.fails_at or (report.leaving and self.fails_at_the_end):
             raise ConnectionError("the coordinator was lost")
         if report.leaving or len(self.outcomes) == self.n_items:
             return Orders(stop=True)
@@ -633,6 +635,35 @@ def test_a_shards_refusal_is_the_items_and_was_pushed(make_replica: MakeReplica)
     assert values(r.spy.shard) == (-0.5 * step_gradients(3)[[0, 2]].sum(0)).tolist()
 
 
+def test_after_a_refusal_newer_parameters_are_fetched_at_the_next_edge(
+    make_replica: MakeReplica,
+) -> None:
+    r = make_replica(6, n_fetch=100, overlap=False, max_staleness=0)
+    r.run()
+    outcomes = r.outcomes()
+    # Item 2 rests on what item 1 rested on, and the fetch comes with its push; items 3 and 4 have
+    # the shard's newest, since the refusal of item 2 has item 3's push bring a fetch along, too.
+    assert [outcomes[i].refusal for i in range(6)] == ["", "stale", "stale", "", "", "stale"]
+    push, both = "push", "push and fetch"
+    assert r.spy.calls == ["fetch", push, push, both, "fetch", both, push, push]
+    assert [p.base.clock for p in r.spy.pushes] == [0, 0, 0, 1, 2, 2]
+    g = step_gradients(6)
+    assert r.step.seen[3] == (-0.5 * g[0]).tolist()
+    assert r.step.seen[4] == (-0.5 * (g[0] + g[3])).tolist()
+
+
+def test_after_a_refusal_newer_parameters_are_fetched_within_the_next_item(
+    make_replica: MakeReplica,
+) -> None:
+    r = make_replica(4, n_push=2, n_fetch=100, overlap=False, max_staleness=0)
+    r.run()
+    outcomes = r.outcomes()
+    assert [outcomes[i].refusal for i in range(4)] == ["", "stale", "stale", ""]
+    # Item 2's first edge fetches, its push is refused for its oldest base, and item 3 fetches.
+    assert r.spy.calls == ["fetch", "push", "push", "fetch", "push", "fetch", "push"]
+    assert r.step.seen[5] == (-0.5 * step_gradients(2).sum(0)).tolist()
+
+
 def test_an_item_that_another_has_applied_is_no_refusal(
     make_replica: MakeReplica, make_push: Callable[..., Push]
 ) -> None:
@@ -668,7 +699,7 @@ def test_an_error_of_the_coordinator_ends_the_loop_and_is_raised(
     assert r.loop._pending is None  # what was under way has been waited for
 
 
-def test_an_error_of_a_shard_ends_the_loop_and_the_replica_leaves(
+def test_an_error_of_a_shard_ends_the_loop_and_no_leave_is_taken(
     make_replica: MakeReplica,
 ) -> None:
     r = make_replica(3, overlap=False)
@@ -676,9 +707,36 @@ def test_an_error_of_a_shard_ends_the_loop_and_the_replica_leaves(
     with pytest.raises(ShardRefusedError) as caught:
         r.run()
     assert caught.value.reason == Refusal.LAYOUT
-    last = r.coordinator.reports[-1]
-    assert (last.leaving, last.held) == (True, ((1, 101), (2, 102)))
-    assert sorted(r.outcomes()) == [0]
+    # Its items are given back when its loss is told.
+    assert not any(report.leaving for report in r.coordinator.reports)
+    assert set(r.outcomes()) <= {0}
+    assert reporters() == []
+
+
+def test_an_error_of_the_last_report_is_raised(make_replica: MakeReplica) -> None:
+    r = make_replica(2, overlap=False)
+    r.coordinator.fails_at_the_end = True
+    with pytest.raises(ConnectionError, match="the coordinator was lost"):
+        r.run()
+    assert sorted(r.outcomes()) == [0, 1]
+    assert r.coordinator.reports[-1].leaving
+    assert reporters() == []
+
+
+def test_an_error_of_the_reports_does_not_hide_the_one_that_passes(
+    make_replica: MakeReplica,
+) -> None:
+    r = make_replica(1)
+    r.coordinator.fails_at = 0
+    reporter = Reporter(r.coordinator, r.feed, r.progress, 0)
+
+    def work() -> None:
+        with reporter:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        work()
+    assert not any(report.leaving for report in r.coordinator.reports)
     assert reporters() == []
 
 
@@ -691,7 +749,9 @@ def test_an_example_that_breaks_the_loader_ends_the_loop(make_replica: MakeRepli
     r.coordinator.n_items = 1
     with pytest.raises(MemoryError, match="no room"):
         r.run()
-    assert r.coordinator.reports[-1].held == ((0, 100),)
+    assert r.feed.held() == ((0, 100),)
+    assert not any(report.leaving for report in r.coordinator.reports)
+    assert r.outcomes() == {}
 
 
 def test_the_order_to_stop_ends_it_before_the_next_item(make_replica: MakeReplica) -> None:
@@ -713,11 +773,21 @@ def test_the_order_to_stop_ends_it_before_the_next_item(make_replica: MakeReplic
 
 def test_progress_smooths_the_pace() -> None:
     progress = Progress()
-    assert progress.take() == ((), None)
+    assert progress.take() == ((), None, 0.0)
     progress.note_pace(2.0)
-    assert progress.take() == ((), 2.0)
+    assert progress.take() == ((), 2.0, 0.0)
     progress.note_pace(4.0)
-    assert progress.take() == ((), pytest.approx(0.8 * 2.0 + 0.2 * 4.0))
+    assert progress.take() == ((), pytest.approx(0.8 * 2.0 + 0.2 * 4.0), 0.0)
+
+
+def test_the_time_waited_adds_up_and_is_taken_once() -> None:
+    progress = Progress()
+    progress.note_wait(2.5)
+    progress.note_wait(0.25)
+    assert progress.take() == ((), None, 2.75)
+    progress.note_wait(1.0)
+    assert progress.take()[2] == 1.0
+    assert progress.take()[2] == 0.0
 
 
 def test_outcomes_are_taken_once() -> None:
@@ -727,6 +797,39 @@ def test_outcomes_are_taken_once() -> None:
         progress.add(outcome)
     assert progress.take()[0] == tuple(outcomes)
     assert progress.take()[0] == ()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_time_waited_is_that_for_batches_and_for_nothing_else(
+    overlap: bool, make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    r = make_replica(0, n_push=2, overlap=overlap)
+    submit = r.feed._submit
+
+    class Late(Future[Batch]):
+        def result(self, timeout: float | None = None) -> Batch:
+            now[0] += 0.5
+            return super().result(timeout)
+
+    def late(request: BatchRequest) -> Future[Batch]:
+        future = Late()
+        future.set_result(submit(request).result())
+        return future
+
+    def grant() -> tuple[LeasedItem, ...]:
+        now[0] += 64.0  # waiting for items is no waiting for data
+        return r.leased(2)
+
+    def compute(step: int) -> None:
+        now[0] += 8.0
+
+    r.feed._submit, r.step.before = late, compute
+    r.feed.extend(r.leased(0, 1))
+    r.coordinator.n_items, r.coordinator.grants = 3, [grant]
+    r.run()
+    assert sum(report.waiting_s for report in r.coordinator.reports) == 6 * 0.5
 
 
 def test_reports_say_who_and_how_fast(make_replica: MakeReplica) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,20 +181,6 @@ def test_next_waits_for_an_item_or_the_end(
         act(feed)  # needs the lock, which is free only once it waits
         work = coming.result(60)
     assert (work and work.item.number) == expected
-
-
-def test_the_time_waited_is_told_once(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = feed_of(loader)
-    now = iter([10.0, 12.5, 20.0, 20.25, 30.0, 31.0])
-    clock = SimpleNamespace(monotonic=lambda: next(now))
-    monkeypatch.setattr("distbelief.replica.feed.time", clock)
-    feed.extend(leased(0, 1, 2))
-    feed.next()
-    feed.next()
-    assert feed.take_waited_s() == 2.75
-    assert feed.take_waited_s() == 0.0
-    feed.next()
-    assert feed.take_waited_s() == 1.0
 
 
 def test_orders_of_old_epochs_are_dropped(loader: Loader) -> None:

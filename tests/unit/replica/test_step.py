@@ -1,6 +1,7 @@
 """One step: pixels in, gradients and losses out."""
 
 import copy
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from distbelief.errors import ConfigError
 from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
@@ -47,7 +49,19 @@ def test_devices(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert resolve_device("auto") == torch.device("cuda" if cuda else "cpu")
     assert resolve_device("cpu") == CPU
-    assert resolve_device("cuda") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_must_be_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(device) == torch.device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        resolve_device(device)
+    assert caught.value.field == "device"
+    assert str(caught.value) == (
+        f"--device: host {os.uname().nodename} has no CUDA device; take cpu or auto"
+    )
 
 
 @pytest.mark.parametrize(

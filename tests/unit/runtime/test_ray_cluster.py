@@ -73,6 +73,38 @@ def test_the_environment_names_a_cluster(
     assert find_cluster(None) == Cluster(alive)
 
 
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_cluster_that_the_environment_names_must_answer(
+    address: str | None, word: Path, alive: str, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word.write_text(alive)  # what the user has named goes before what lies about
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    with pytest.raises(ClusterError) as caught:
+        find_cluster(address)
+    assert str(caught.value) == (
+        f"RAY_ADDRESS names {dead}, where no Ray cluster answers within 5 s; unset it, or say "
+        f"--address local"
+    )
+
+
+def test_what_the_environment_names_is_not_asked_for_in_vain(
+    word: Path, alive: str, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    assert find_cluster("local") == Cluster(None)
+    assert find_cluster(alive) == Cluster(alive)
+
+
+@pytest.mark.parametrize("value", ["", "auto", "local"])
+def test_an_environment_that_names_no_cluster_is_passed_over(
+    value: str, word: Path, alive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    assert find_cluster(None) == Cluster(None)
+    word.write_text(alive)
+    assert find_cluster(None) == Cluster(alive)
+
+
 @pytest.mark.parametrize("address", ["somewhere", "host:", ":6379", "host:port"])
 def test_what_is_no_address(word: Path, address: str) -> None:
     with pytest.raises(ClusterError, match="say auto, local, inprocess or HOST:PORT"):

@@ -303,6 +303,7 @@ def test_state_tells_all(start_shard: StartShard, make_push: MakePush) -> None:
         loaded=True,
         clock=3,
         examples=29,
+        skipped=1,
         applied=((4, 6), (7, 8)),
         set_aside={6: "why"},
         repeated=1,
@@ -310,6 +311,18 @@ def test_state_tells_all(start_shard: StartShard, make_push: MakePush) -> None:
         staleness={0: 1, 2: 1},
     )
     assert shard.version == Version(3, 3)
+
+
+def test_what_could_not_be_read_counts_once_applied(
+    start_shard: StartShard, make_push: MakePush
+) -> None:
+    shard = start_shard()
+    shard.push(make_push(0, examples=7, skipped=(4, 5, 6)))
+    shard.push(make_push(0, examples=7, skipped=(4, 5, 6)))  # a repeat
+    shard.push(make_push(1, NAN, examples=8, skipped=(11, 12)))  # refused
+    assert (shard.state().examples, shard.state().skipped) == (7, 3)
+    shard.push(make_push(1, examples=8, skipped=(11, 12)))
+    assert (shard.state().examples, shard.state().skipped) == (15, 5)
 
 
 def test_state_is_a_copy(start_shard: StartShard, make_push: MakePush) -> None:
@@ -505,6 +518,7 @@ def test_a_failing_log_loses_the_shard_for_all_callers(
 ) -> None:
     shard = start_shard(n_replicas=8)
     shard.push(make_push(0))
+    assert shard.failure is None
 
     def full(entry: LogEntry) -> None:
         raise OSError(28, "No space left on device")
@@ -530,6 +544,7 @@ def test_a_failing_log_loses_the_shard_for_all_callers(
     for call in calls:
         with pytest.raises(ProcessLostError, match="No space left"):
             call()
+    assert shard.failure == "OSError(28, 'No space left on device')"
     shard.close()
 
 

@@ -116,6 +116,7 @@ def test_weights_of_a_later_version_are_malformed() -> None:
         loaded=st.booleans(),
         clock=numbers,
         examples=numbers,
+        skipped=numbers,
         applied=st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple),
         set_aside=st.dictionaries(numbers, st.text(max_size=10), max_size=3),
         repeated=numbers,

@@ -100,6 +100,7 @@ class FakeShard:
             loaded=True,
             clock=0,
             examples=0,
+            skipped=0,
             applied=(),
             set_aside={},
             repeated=0,
