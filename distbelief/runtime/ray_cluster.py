@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from distbelief.errors import ClusterError
@@ -135,6 +136,7 @@ def _use_token_of_this_host() -> None:
     """``ray start --head`` wants a token where the file exists, but a driver does not send it."""
     if "RAY_AUTH_MODE" not in os.environ and _token_file().exists():
         os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")  # Ray read the environment when it was imported
 
 
 def nodes() -> list[Node]:

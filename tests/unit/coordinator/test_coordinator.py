@@ -227,7 +227,7 @@ def test_a_refusal_by_one_who_lost_the_item_leaves_it_with_its_holder() -> None:
     c.report(report(0))
     c.report(report(0, leaving=True))
     assert numbers(c.report(report(1))) == [0, 1]
-    c.report(report(0, outcomes=(done(0, refusal=Refusal.STALE),)))
+    c.report(report(0, outcomes=(done(0, refusal=Refusal.STALE),), leaving=True))
     assert numbers(c.report(report(2))) == [2, 3]
     assert numbers(c.report(report(1))) == []
 
