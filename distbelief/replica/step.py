@@ -25,9 +25,10 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    index = int(device.partition(":")[2] or 0)
+    if device.startswith("cuda") and index >= torch.cuda.device_count():
         host = os.uname().nodename
-        raise ConfigError("device", f"host {host} has no CUDA device; take cpu or auto")
+        raise ConfigError("device", f"host {host} has no CUDA device {index}; take cpu or auto")
     return torch.device(device)
 
 

@@ -25,6 +25,9 @@ from distbelief.models.registry import build
 from distbelief.server.shard import ShardSpec
 from distbelief.storage import write_json
 
+WRITTEN = ("config.json", "events.jsonl", "pushes", "summary.json", "model.safetensors")
+"""What a run writes into its folder, which must hold none of it at the start."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -145,9 +148,11 @@ def prepare(config: TrainConfig, started_at: float | None = None) -> Prepared:
 
 def discard(run_dir: Path) -> None:
     """Takes back what a run has written that never began to train."""
-    shutil.rmtree(run_dir / "pushes", ignore_errors=True)
-    for name in ("config.json", "events.jsonl"):
-        (run_dir / name).unlink(missing_ok=True)
+    for name in WRITTEN:
+        if (run_dir / name).is_dir():
+            shutil.rmtree(run_dir / name)
+        else:
+            (run_dir / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else lies there
         run_dir.rmdir()
 
@@ -180,7 +185,7 @@ def _make_folder(config: TrainConfig, started_at: float) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError("run_dir", f"cannot make {path}: {error.strerror}") from error
-    if (path / "config.json").exists():
+    if any((path / name).exists() for name in WRITTEN):
         raise ConfigError("run_dir", f"{path} holds a run already; take another folder")
     return path
 

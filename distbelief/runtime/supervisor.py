@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from distbelief.errors import DistBeliefError, RunError
+from distbelief.errors import DistBeliefError, RunError, as_distbelief_error
 from distbelief.observe.report import Report, progress_line, summary
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.world import ReplicaEnd, World
@@ -88,9 +88,20 @@ class Supervisor:
         try:
             return self._run()
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            self._write_summary("interrupted" if interrupted else "failed")
+            self._record_failure(error)
             raise
+
+    def _record_failure(self, error: BaseException) -> None:
+        try:
+            if isinstance(error, KeyboardInterrupt):
+                self._write_summary("interrupted")
+                return
+            cause = str(as_distbelief_error(error))
+            self._write_summary("failed", cause=cause)
+            self._world.emit("failure", cause=cause)
+        except (OSError, RunError) as second:
+            # The first error is on its way up; this one shall neither hide nor replace it.
+            self._say(f"and it could not be recorded: {second}")
 
     def _run(self) -> dict[str, Any]:
         if not self._stop.event.is_set():
@@ -144,10 +155,10 @@ class Supervisor:
 
     def _replace(self, end: ReplicaEnd, error: DistBeliefError, report: Report) -> None:
         n_items = self._world.replica_lost(end.replica, str(error))
-        if end.fatal:
-            raise error
         if report.finished or self._stop.event.is_set():
             return
+        if end.fatal:
+            raise error
         self._count_barren(end.replica, error, report)
         successor = self._start_replica()
         self._say(
@@ -183,7 +194,7 @@ class Supervisor:
                 self._world.emit("replica_replaced", **about, replica=successor)
                 self._awaited.remove(entry)
 
-    def _write_summary(self, status: str) -> dict[str, Any]:
+    def _write_summary(self, status: str, cause: str = "") -> dict[str, Any]:
         cluster = self._prepared.config.cluster
         written = summary(
             self._last_report,
@@ -192,5 +203,7 @@ class Supervisor:
             shards=cluster.shards,
             recoveries=self._recoveries,
         )
+        if cause:
+            written["cause"] = cause
         write_json(self._prepared.run_dir / "summary.json", written)
         return written

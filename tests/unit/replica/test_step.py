@@ -47,20 +47,21 @@ def gradients(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("cuda", [False, True])
 def test_devices(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
     assert resolve_device("auto") == torch.device("cuda" if cuda else "cpu")
     assert resolve_device("cpu") == CPU
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_a_gpu_must_be_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:3", 3)])
+def test_a_gpu_must_be_there(device: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: index + 1)
     assert resolve_device(device) == torch.device(device)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: index)
     with pytest.raises(ConfigError) as caught:
         resolve_device(device)
     assert caught.value.field == "device"
     assert str(caught.value) == (
-        f"--device: host {os.uname().nodename} has no CUDA device; take cpu or auto"
+        f"--device: host {os.uname().nodename} has no CUDA device {index}; take cpu or auto"
     )
 
 

@@ -23,6 +23,7 @@ from distbelief.errors import (
     RunError,
     ShardRefusedError,
     UsageError,
+    as_distbelief_error,
 )
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
@@ -452,11 +453,17 @@ def test_a_summary_is_written_on_every_way_out(
     assert str(caught.value) == str(error)
     status = "interrupted" if error is INTERRUPT else "failed"
     if examples is None:
-        assert run.summary() == {"status": status, "examples_applied": 0, "recoveries": []}
+        known = {"status": status, "examples_applied": 0, "recoveries": []}
+        assert {name: run.summary()[name] for name in known} == known
     else:
         assert (run.summary()["status"], run.summary()["examples_applied"]) == (status, examples)
         assert run.summary()["wall_seconds"] == 12.35
     assert run.world.told("end") == []
+    if error is INTERRUPT:
+        assert "cause" not in run.summary()
+    else:
+        assert run.summary()["cause"] == str(as_distbelief_error(error))
+        assert [event["cause"] for event in run.world.told("failure")] == [run.summary()["cause"]]
 
 
 def _copied(value: Any) -> Any:
