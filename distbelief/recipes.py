@@ -22,7 +22,7 @@ def quickstart() -> TrainConfig:
     """Drawn shapes, a small GoogLeNet, two replicas and two shards: a minute, nothing needed."""
     return TrainConfig(
         recipe="quickstart",
-        epochs=16,
+        epochs=12,
         model=ModelConfig(width=0.125, lrn=False, heads=True, init="he"),
         data=DataConfig(image_size=32, normalize="unit"),
         # Asynchrony acts as momentum itself (Mitliagkas et al. 2016), so that less is asked for.

@@ -31,7 +31,8 @@ def wait_for_event(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict
 
 @pytest.mark.timeout(240)
 def test_the_others_go_on_and_it_is_replaced(tiny: Callable[..., TrainConfig]) -> None:
-    config = tiny(address="local", replicas=2, shards=2, epochs=10_000)
+    # Epochs long enough that a replica always holds some items.
+    config = tiny(address="local", replicas=2, shards=2, epochs=10_000, drawn_train=800)
     run_dir, stop = Path(str(config.run_dir)), Stop()
     result: dict[str, Any] = {}
     runner = threading.Thread(target=lambda: result.update(train(config, lambda line: None, stop)))
