@@ -62,8 +62,12 @@ class RunError(DistBeliefError):
 
 
 def as_distbelief_error(error: BaseException) -> DistBeliefError:
-    """The error itself if it is one of ours, else a RunError that says which it is."""
-    return error if isinstance(error, DistBeliefError) else RunError(repr(error))
+    """The error itself if it is one of ours, else a RunError that says which, with it as cause."""
+    if isinstance(error, DistBeliefError):
+        return error
+    ours = RunError(repr(error))
+    ours.__cause__ = error  # so that a traceback shows where it came from
+    return ours
 
 
 class TransportError(RunError):

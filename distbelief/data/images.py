@@ -28,7 +28,6 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     EOFError,
-    MemoryError,
     NotImplementedError,
     struct.error,
     zlib.error,

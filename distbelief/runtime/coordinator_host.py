@@ -26,6 +26,9 @@ RATE_WINDOW_S = 20.0
 MOST_SET_ASIDE, SHARE_SET_ASIDE = 3, 0.01
 """A run of which more than so many items, and more than this share, are set aside has failed."""
 
+MOST_SKIPPED, SHARE_SKIPPED = 10, 0.001
+"""Likewise of the images that could not be read."""
+
 Evaluate = Callable[[], "dict[str, Any] | None"]
 
 
@@ -221,6 +224,7 @@ class CoordinatorHost:
             try:
                 self.observe()
                 self._tell_set_aside()
+                self._check_waste()
                 answered_at = time.monotonic()
             except TransportError:
                 if time.monotonic() - answered_at > self._patience_s:
@@ -239,7 +243,16 @@ class CoordinatorHost:
                 shard.set_aside((item,), reason)
             del self._untold[item]
             self._events.emit("set_aside", item=item, reason=reason)
-        n_aside = self._coordinator.status().items_set_aside
+
+    def _check_waste(self) -> None:
+        """Ends a run that goes on without doing anything, before it says that it has finished."""
+        status = self._coordinator.status()
+        n_skipped, n_aside = status.examples_skipped, status.items_set_aside
+        if n_skipped > max(MOST_SKIPPED, SHARE_SKIPPED * status.examples_applied):
+            raise RunError(
+                f"{n_skipped} of {status.examples_applied} images could not be read: look at the "
+                f"folder of --data; the push logs have their indices (skipped)"
+            )
         if n_aside > max(MOST_SET_ASIDE, SHARE_SET_ASIDE * self._plan.n_items):
             raise RunError(
                 f"{n_aside} of {self._plan.n_items} items had to be set aside: the training has "

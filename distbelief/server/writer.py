@@ -88,7 +88,9 @@ class Writer:
             except Exception as error:
                 # State may be half changed: nobody gets an answer from it any more.
                 self.failure = repr(error)
-                task.result.set_exception(self._lost())
+                lost = self._lost()
+                lost.__cause__ = error
+                task.result.set_exception(lost)
                 break
         self._ended.set()
         self._fail_the_rest()

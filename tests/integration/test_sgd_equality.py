@@ -101,7 +101,8 @@ def test_unfused_is_bit_for_bit(
     assert torch.equal(values, expected)
 
 
-def test_fused_is_within_the_last_place(tiny: Callable[..., TrainConfig]) -> None:
+def test_fused_stays_within_rounding(tiny: Callable[..., TrainConfig]) -> None:
+    """It differs in the last place of one update; the network carries that through twenty."""
     config = one_replica(tiny, kernel="fused")
     torch.testing.assert_close(trained(config, "grpc"), reference(config), rtol=1e-5, atol=1e-7)
 

@@ -121,4 +121,5 @@ def test_another_error_becomes_one_that_names_it(error: BaseException) -> None:
     found = as_distbelief_error(error)
     assert type(found) is RunError
     assert str(found) == repr(error)
+    assert found.__cause__ is error
     assert found.exit_code == 1

@@ -318,6 +318,20 @@ def test_a_shard_that_is_never_told_fails_the_run(start: Host) -> None:
     assert h.events("set_aside") == []
 
 
+@pytest.mark.parametrize(("n_skipped", "fails"), [(0, False), (10, False), (11, True)])
+def test_too_many_unreadable_images_fail_the_run(n_skipped: int, fails: bool, start: Host) -> None:
+    h = start(n_items=100)
+    h.shards[0].skipped = n_skipped
+    if fails:
+        until(lambda: h.events("failure"))
+        assert "images could not be read: look at the folder of --data" in (
+            h.host.run_report().failure
+        )
+    else:
+        h.let_it_poll()
+        assert h.host.run_report().failure == ""
+
+
 @pytest.mark.parametrize(
     ("n_items", "n_aside", "fails"),
     [
