@@ -6,6 +6,7 @@ A field's docstring is the help text of its option, which has the field's name.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from dataclasses import dataclass, field
@@ -56,13 +57,21 @@ class DataConfig:
     """The images."""
 
     data: str | None = None
-    """Folder with train/CLASS/*.jpg and val/CLASS/*.jpg; without it drawn shapes are used."""
+    """Folder with train/CLASS/*.jpg and val/CLASS/*.jpg; or a folder or URL with tars, train/*.tar
+    and val/*.tar, or one tar; without it drawn shapes are used."""
+    dataset: str | None = None
+    """Any torch.utils.data.Dataset in place of --data: package.module:function, called with 'train'
+    and 'val'."""
     image_size: int = 224
     """Side of the square that the network sees, in pixels."""
     classes: int | None = None
     """Outputs of the network; by default as many as train/ has classes."""
     normalize: Literal["caffe", "unit"] = "caffe"
     """Pixels as 0-255 less the mean (caffe), or of mean 0 and deviation 1 (unit)."""
+    photometric: bool = False
+    """Change brightness, contrast, colour and lighting of training images at random."""
+    interpolation: Literal["bilinear", "random"] = "bilinear"
+    """How training images are resized; random is bilinear, area, nearest or cubic."""
     loaders: int = 1
     """Processes of each replica that decode and augment images, ahead of the compute."""
     drawn_train: int = 4096
@@ -70,8 +79,15 @@ class DataConfig:
     drawn_val: int = 1024
     """Validation images, where they are drawn."""
 
+    @property
+    def source(self) -> str:
+        """Where the examples come from, for messages."""
+        return self.data or self.dataset or "drawn shapes"
+
     def __post_init__(self) -> None:
         _require_positive(self, "classes", "loaders", "drawn_train", "drawn_val")
+        both = self.data is not None and self.dataset is not None
+        _require(not both, "dataset", "cannot be given together with --data; leave out one of them")
         _require(self.image_size >= 16, "image_size", f"must be at least 16, not {self.image_size}")
 
 
@@ -211,6 +227,25 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SnapshotConfig:
+    """Snapshots of the whole run, from which --resume goes on."""
+
+    snapshot_every: int | None = None
+    """Examples between two snapshots; by default those of an epoch."""
+    snapshot_s: float = 600.0
+    """Seconds after which a snapshot is taken at the latest."""
+    keep_snapshots: int = 2
+    """Snapshots that are kept, beside the newest one that fits any number of shards."""
+    snapshot_pause_s: float = 5.0
+    """Seconds that shards wait at most to be saved with the same items applied."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "snapshot_every", "snapshot_s", "snapshot_pause_s")
+        kept = self.keep_snapshots
+        _require(kept >= 2, "keep_snapshots", f"must be at least 2, not {kept}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole run."""
 
@@ -221,11 +256,18 @@ class TrainConfig:
     max_examples: int | None = None
     """Stop at the first item that reaches so many examples."""
     run_dir: str | None = None
-    """Folder of the run; by default runs/RECIPE-YYYYMMDD-HHMMSS."""
+    """Folder of the run, a path or any fsspec URL; by default runs/RECIPE-YYYYMMDD-HHMMSS."""
     seed: int = 0
     """Seed of the initial values, the order of the examples and their augmentation."""
+    init_seed: int | None = None
+    """Seed of the initial values alone; by default that of --seed."""
+    init_from: str | None = None
+    """Initial values from a run's folder, or a file of safetensors or of torch.save, as far as
+    name and shape fit."""
     evaluate: bool = True
     """Evaluate the averaged weights at each epoch's end, beside the training."""
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run's folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -233,10 +275,51 @@ class TrainConfig:
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     replica: ReplicaConfig = field(default_factory=ReplicaConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "max_examples")
-        _require(0 <= self.seed < 2**63, "seed", f"must be in [0, 2**63), not {self.seed}")
+        # A push that is held back for a snapshot must be answered before its deadline.
+        longest = self.cluster.rpc_timeout_s / 4
+        pause = self.snapshots.snapshot_pause_s
+        _require(
+            pause <= longest,
+            "snapshot_pause_s",
+            f"must be at most a quarter of --rpc-timeout-s, {longest:g}, not {pause:g}",
+        )
+        for name in ("seed", "init_seed"):
+            seed = getattr(self, name)
+            _require(seed is None or 0 <= seed < 2**63, name, f"must be in [0, 2**63), not {seed}")
+
+    def changed(self, **options: Any) -> TrainConfig:
+        """The configuration with options of any part changed, by their names on the command line.
+
+        Example:
+            >>> TrainConfig().changed(lr=0.1, replicas=3).schedule.lr
+            0.1
+
+        Raises:
+            ConfigError: there is no such option, or it cannot have that value.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        owners: dict[str, str | None] = {
+            field.name: part
+            for part, value in values.items()
+            if dataclasses.is_dataclass(value)
+            for field in dataclasses.fields(value)
+        }
+        owners |= {name: None for name, v in values.items() if not dataclasses.is_dataclass(v)}
+        for name, value in options.items():
+            if name not in owners:
+                close = difflib.get_close_matches(name, owners, n=1)
+                hint = f"did you mean {close[0]}?" if close else "see distbelief train --help"
+                raise ConfigError(name, f"is no option of a run; {hint}")
+            owner = owners[name]
+            if owner is None:
+                values[name] = value
+            else:
+                values[owner] = dataclasses.replace(values[owner], **{name: value})
+        return TrainConfig(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, nested as the dataclasses are."""
@@ -246,7 +329,7 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; unknown fields raise TypeError."""
         parts = {
-            f.name: f.default_factory(**values[f.name])  # the factory is the dataclass itself
+            f.name: f.default_factory(**values.get(f.name, {}))  # the dataclass itself
             for f in dataclasses.fields(cls)
             if f.default_factory is not dataclasses.MISSING
         }

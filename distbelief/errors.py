@@ -8,13 +8,20 @@
     └── RunError              exit 1: the run failed
         ├── TransportError    a shard did not answer in time; trying again is harmless
         ├── ShardRefusedError a shard answered, and will never take the request
-        └── ProcessLostError  a process that the run cannot do without has died
+        ├── ProcessLostError  a process that the run cannot do without has died
+        ├── UnexpectedError   none of ours: in a user's code, or a bug
+        └── SupersededError   the run has been resumed by another process, and goes on there
 
 Every exception keeps its facts as fields, and survives pickling: all positional arguments are
 passed to ``super().__init__``.
 """
 
 from __future__ import annotations
+
+import os
+import traceback
+
+_HERE = os.path.dirname(__file__)
 
 
 class DistBeliefError(Exception):
@@ -61,13 +68,28 @@ class RunError(DistBeliefError):
     """The run failed."""
 
 
+class UnexpectedError(RunError):
+    """An error that is none of ours, in a user's code or a bug; the text has its place."""
+
+
 def as_distbelief_error(error: BaseException) -> DistBeliefError:
-    """The error itself if it is one of ours, else a RunError that says which, with it as cause."""
+    """The error itself if it is one of ours, else an UnexpectedError, with it as cause."""
     if isinstance(error, DistBeliefError):
         return error
-    ours = RunError(repr(error))
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    ours = UnexpectedError(f"{what}{place_of(error)}")
     ours.__cause__ = error  # so that a traceback shows where it came from
     return ours
+
+
+def place_of(error: BaseException) -> str:
+    """Where it was raised: the innermost line that is no library's, else the innermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and _HERE not in f.filename]
+    if not frames:
+        return ""
+    frame = (own or list(frames))[-1]
+    return f" ({frame.filename}:{frame.lineno}, in {frame.name})"
 
 
 class TransportError(RunError):
@@ -109,3 +131,14 @@ class ProcessLostError(RunError):
 
     def __str__(self) -> str:
         return f"{self.what} was lost: {self.cause}"
+
+
+class SupersededError(RunError):
+    """The run has been resumed by another process: this one must not touch its folder any more."""
+
+    def __init__(self, incarnation: object) -> None:
+        super().__init__(incarnation)
+        self.incarnation = incarnation
+
+    def __str__(self) -> str:
+        return f"the run goes on elsewhere, as incarnation {self.incarnation}"

@@ -60,8 +60,16 @@ def ilsvrc14() -> TrainConfig:
     return TrainConfig(
         recipe="ilsvrc14",
         epochs=250,
+        # The paper's seven models began with the same weights: --seed changes the rest alone.
+        init_seed=0,
         model=ModelConfig(),
-        data=DataConfig(image_size=224, classes=1000, normalize="caffe"),
+        data=DataConfig(
+            image_size=224,
+            classes=1000,
+            normalize="caffe",
+            photometric=True,
+            interpolation="random",
+        ),
         optimizer=OptimizerConfig(weight_decay=2e-4, bias_rate=2.0),
         schedule=ScheduleConfig(lr=0.01, schedule="step", step_epochs=8, step_factor=0.96),
         averaging=AveragingConfig(average="exponential", average_decay=0.9999),
@@ -75,6 +83,10 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "cifar10": cifar10,
     "ilsvrc14": ilsvrc14,
 }
+
+
+NEED_DATA = ("cifar10", "ilsvrc14")
+"""Recipes that are meaningless on drawn shapes."""
 
 
 def recipe(name: str) -> TrainConfig:

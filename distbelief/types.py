@@ -106,7 +106,9 @@ class ShardState:
 
     ``examples`` counts those that went into the applied gradients, ``skipped`` those of the same
     items that could not be read. ``set_aside`` has the reason of each item; ``staleness`` counts
-    applied pushes by their staleness, ``refused`` refusals by their reason.
+    applied pushes by their staleness, ``refused`` refusals by their reason. ``queued`` tasks wait
+    for the writer; ``nbytes_received`` of gradients have come and ``nbytes_sent`` of parameters
+    gone since the shard was started.
     """
 
     shard: int
@@ -122,6 +124,30 @@ class ShardState:
     repeated: int
     refused: dict[str, int] = field(default_factory=dict)
     staleness: dict[int, int] = field(default_factory=dict)
+    queued: int = 0
+    nbytes_received: int = 0
+    nbytes_sent: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """A shard's part of a snapshot, as it lies in the run's folder.
+
+    Attributes:
+        name: The file's name within the snapshot's folder.
+        nbytes: Its size.
+        sha256: Its digest, in hexadecimal.
+        n_shards: Shards of the run that wrote it.
+        state: The shard's account of itself at the moment of the snapshot.
+        paused_s: Seconds for which it held pushes back.
+    """
+
+    name: str
+    nbytes: int
+    sha256: str
+    n_shards: int
+    state: ShardState
+    paused_s: float = 0.0
 
 
 class ParameterService(Protocol):
@@ -184,6 +210,26 @@ class ShardService(ParameterService, Protocol):
         """The shard's account of itself."""
         ...
 
+    def pause(self, seconds: float) -> ShardState:
+        """Holds pushes of new items back, for so many seconds at most; returns the account.
+
+        Their callers wait; repeats are answered and fetches served as ever. :meth:`save` ends it.
+        """
+        ...
+
+    def save(self, snapshot: int, items: Intervals, seconds: float) -> ShardFile:
+        """Writes the shard's state into the folder of that snapshot.
+
+        Admits those of ``items`` that are missing, waits until they are there, for ``seconds`` at
+        most, takes a copy of its state, ends the pause, and returns when the copy has been written
+        durably, and the push log that it rests on before it.
+
+        Raises:
+            TransportError: no answer in time.
+            ShardRefusedError: there is nothing to save yet, or it cannot be written.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LeasedItem:
@@ -203,7 +249,8 @@ class ItemOutcome:
 
     ``losses`` has the mean of each loss over the item's steps, by name; ``loss`` is what was
     minimised. ``refusal`` tells why the item was not applied, or is empty; ``pushed`` is false if
-    the replica itself refused the gradient, so that no shard saw it.
+    the replica itself refused the gradient, so that no shard saw it. ``unreadable`` has the names
+    of its examples that could not be read.
     """
 
     item: int
@@ -211,6 +258,7 @@ class ItemOutcome:
     losses: dict[str, float]
     refusal: str = ""
     pushed: bool = True
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +273,7 @@ class ReplicaReport:
         outcomes: What it finished since its last report.
         seconds_per_item: Its own pace, or None before the first item.
         waiting_s: Seconds that its compute waited for batches since the last report.
+        parameters_age_s: Seconds since it fetched the parameters that it computes with, or None.
         leaving: It takes no more items and gives back those it holds.
     """
 
@@ -235,6 +284,7 @@ class ReplicaReport:
     outcomes: tuple[ItemOutcome, ...] = ()
     seconds_per_item: float | None = None
     waiting_s: float = 0.0
+    parameters_age_s: float | None = None
     leaving: bool = False
 
 

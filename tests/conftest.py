@@ -89,6 +89,7 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
                 "averaging",
                 "replica",
                 "cluster",
+                "snapshots",
             ):
                 if hasattr(getattr(config, part), name):
                     config = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,10 @@ Asynchronous, parameter-server training on Ray, after DistBelief.
 usage: distbelief COMMAND ...
 
   train [RECIPE] [OPTIONS]   train; without a recipe: quickstart, which needs no data
+  evaluate RUN...            top-1, top-5 and loss of trained models, alone or averaged
+  export RUN                 a trained model as safetensors or ONNX
+  status [RUN]               how a run stands, from its folder; by default the newest of runs/
+  report RUN...              one page with plots of one run, or of several compared
   audit RUN                  prove from a run's logs that every example was applied once
   recipes                    the recipes, a line each
 
@@ -25,6 +30,30 @@ distbelief COMMAND --help tells the options of a command."""
 
 def _train(arguments: Sequence[str]) -> int:
     from distbelief.cli.train import main
+
+    return main(arguments)
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from distbelief.cli.evaluate import main
+
+    return main(arguments)
+
+
+def _export(arguments: Sequence[str]) -> int:
+    from distbelief.cli.export import main
+
+    return main(arguments)
+
+
+def _status(arguments: Sequence[str]) -> int:
+    from distbelief.cli.status import main
+
+    return main(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from distbelief.cli.report import main
 
     return main(arguments)
 
@@ -47,6 +76,10 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+    "status": _status,
+    "report": _report,
     "audit": _audit,
     "recipes": _recipes,
 }
@@ -61,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"distbelief {__version__}")
         return 0
+    if os.getcwd() not in sys.path:  # for --model mine:Net, as `python -m` would have it
+        sys.path.append(os.getcwd())
     try:
         command, *rest = arguments
         if command not in COMMANDS:
@@ -74,3 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("distbelief: stopped", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import tyro
 
 from distbelief.audit import Audit, audit
+from distbelief.cli.options import parsed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Audits a run; 0 if it is clean, 1 with the first counter-example if not."""
 
-    def read(run: tyro.conf.Positional[Path], json: bool = False) -> tuple[Path, bool]:
+    def read(run: tyro.conf.Positional[str], json: bool = False) -> tuple[str, bool]:
         """Proves from a run's push logs that every example was applied exactly once.
 
         Args:
-            run: The run's folder.
+            run: The run's folder, a path or any fsspec URL.
             json: Print the figures as JSON.
         """
         return run, json
 
-    run_dir, as_json = tyro.cli(read, args=list(arguments), prog="distbelief audit")
+    run_dir, as_json = parsed(read, arguments, "audit")
     result = audit(run_dir)
     if as_json:
         found = None if result.clean else str(result.counter_example)
@@ -43,6 +43,8 @@ def _sentence(result: Audit) -> str:
     ]
     if result.skipped:
         parts.append(f"{result.skipped:,} unreadable examples skipped")
+    if result.forgotten:
+        parts.append(f"{result.forgotten:,} pushes after a snapshot were forgotten and done again")
     if result.set_aside:
         parts.append(f"{result.set_aside:,} items set aside")
     return "; ".join(parts)

@@ -5,56 +5,140 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
 
+from distbelief.cli.options import options_of, require_known
 from distbelief.config import TrainConfig
-from distbelief.errors import UsageError
-from distbelief.recipes import RECIPES, recipe
+from distbelief.errors import ConfigError, UsageError
+from distbelief.observe.record import newest_run
+from distbelief.observe.view import Lines, View
+from distbelief.recipes import NEED_DATA, RECIPES, recipe
+from distbelief.runtime.runs import Resume, recorded
+from distbelief.storage import storage_at
+
+OWN = ("--help", "--resume", "--resume-snapshot", "--json", "--no-live")
+"""Options that are of the command, and not of the configuration."""
 
 DESCRIPTION = """\
 Trains asynchronously on a Ray cluster: the one that runs on this host, or one that is started for
-the run. Recipes: {recipes}. Options change what the recipe says; --json prints
-the summary as JSON to the standard output, and progress to the error output."""
+the run. Recipes: {recipes}. Options change what the recipe says; most used are
+--data DIR, --replicas N, --shards M, --epochs E, --batch-size B, --lr R, --seed S, --run-dir DIR,
+--address auto|local|inprocess|HOST:PORT and --model package.module:function.
+
+--resume [RUN] goes on with a run from its newest snapshot, by default with the newest run of runs/;
+its recipe and options are those it was started with, and --replicas, --shards and others may
+change. --resume-snapshot N takes an older one. --json prints the summary as JSON to the standard
+output, and progress to the error output. --no-live prints lines where there is a terminal too."""
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration that a command line means: its recipe's, changed by its options.
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a command line means."""
+
+    config: TrainConfig
+    resume: Resume | None = None
+    as_json: bool = False
+    live: bool = True
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The run that a command line means: its recipe's, or the resumed run's, changed by options.
 
     Raises:
-        UsageError: an unknown recipe, or an impossible value.
-        SystemExit: an unknown option (2), or ``--help`` (0); the text has been printed.
+        UsageError: an unknown recipe or option, an impossible value, or no run to resume.
+        SystemExit: a value that is none (2), or ``--help`` (0); the text has been printed.
     """
     rest = list(arguments)
-    name = "quickstart"
-    if rest and not rest[0].startswith("-"):
-        name = rest.pop(0)
+    as_json, no_live = _taken("--json", rest), _taken("--no-live", rest)
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if any(a == "--recipe" or a.startswith("--recipe=") for a in rest):
         raise UsageError("the recipe is the first argument: distbelief train NAME ...")
-    start = recipe(name)
-    return tyro.cli(
+    resume = _resume(rest)
+    require_known(rest, [*OWN, *options_of(TrainConfig)], "train")
+    if resume is None:
+        start = recipe(name or "quickstart")
+    else:
+        start, _ = recorded(resume.run)
+        if name not in (None, start.recipe):
+            raise UsageError(
+                f"{resume.run} is a run of {start.recipe}, not of {name}; leave it out"
+            )
+    config = tyro.cli(
         Annotated[TrainConfig, tyro.conf.arg(name="")],
         default=start,
         args=rest,
-        prog=f"distbelief train {name}",
+        prog=f"distbelief train {start.recipe}",
         description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
         config=(tyro.conf.OmitArgPrefixes,),  # --batch-size, not --replica.batch-size
     )
+    return Command(config, resume, as_json, not no_live)
+
+
+def _resume(rest: list[str]) -> Resume | None:
+    """Takes --resume and --resume-snapshot off the command line; either may have no value."""
+    snapshot = _value("--resume-snapshot", rest)
+    if snapshot is not None and not snapshot.isdigit():
+        raise ConfigError("resume_snapshot", f"must be the number of a snapshot, not {snapshot!r}")
+    run = _value("--resume", rest)
+    if run is None:
+        if snapshot is not None:
+            raise ConfigError("resume_snapshot", "goes with --resume RUN")
+        return None
+    folder = _value("--run-dir", rest)
+    if run and folder and storage_at(run).url != storage_at(folder).url:
+        raise ConfigError("run_dir", f"differs from --resume {run}; leave one of them out")
+    number = int(snapshot) if snapshot else None
+    return Resume(run or folder or newest_run("runs"), number)
+
+
+def _value(option: str, rest: list[str]) -> str | None:
+    """Takes an option off; its value, "" if it has none, None if it is not there."""
+    for at, word in enumerate(rest):
+        if word.startswith(f"{option}="):
+            del rest[at]
+            return word.partition("=")[2]
+        if word == option:
+            has_value = at + 1 < len(rest) and not rest[at + 1].startswith("-")
+            value = rest[at + 1] if has_value else ""
+            del rest[at : at + 1 + has_value]
+            return value
+    return None
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains; prints how it goes and, with --json, the summary alone to the standard output."""
-    rest = list(arguments)
-    as_json = "--json" in rest
-    if as_json:
-        rest.remove("--json")
-    config = parse(rest)
+    command = parse(arguments)
+    data = command.config.data
+    if command.config.recipe in NEED_DATA and data.data is None and data.dataset is None:
+        raise ConfigError(
+            "data", f"{command.config.recipe} needs it: a folder with train/ and val/"
+        )
     from distbelief.runtime.train import train
 
-    result = train(config, say=_to_stderr if as_json else _to_stdout)
-    print(json.dumps(result) if as_json else _closing(result), flush=True)
+    with _view(command) as view:
+        result = train(command.config, view, resume=command.resume)
+    print(json.dumps(result) if command.as_json else _closing(result), flush=True)
     return {"finished": 0, "interrupted": 130}.get(result["status"], 1)
+
+
+def _taken(flag: str, rest: list[str]) -> bool:
+    present = flag in rest
+    if present:
+        rest.remove(flag)
+    return present
+
+
+def _view(command: Command) -> View:
+    from distbelief.observe.live import Live, suits
+
+    if command.as_json:
+        return Lines(_to_stderr)
+    if not command.live or not suits(sys.stdout):
+        return Lines(_to_stdout)
+    return Live(command.config.recipe)
 
 
 def _to_stdout(line: str) -> None:
@@ -68,12 +152,23 @@ def _to_stderr(line: str) -> None:
 def _closing(result: dict[str, Any]) -> str:
     lines = [
         f"{result['status']}: {result['examples_applied']:,} images in "
-        f"{result['wall_seconds']:.0f} s, {result['images_per_second']:,.0f} images/s"
+        f"{result['wall_seconds']:.0f} s "
+        f"({result['images_per_second']:,.0f} a second while training)"
     ]
-    if found := result["validation"]:
-        lines.append(
-            f"averaged weights: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%} of "
-            f"{found['n_examples']:,} validation images"
+    if found := result.get("validation"):
+        accuracy = (
+            f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}"
+            if "top1" in found
+            else f"loss {found['loss']:.4f}"
         )
+        lines.append(f"averaged weights: {accuracy} of {found['n_examples']:,} validation examples")
+    if result["status"] == "interrupted" and (snapshot := result.get("snapshot")):
+        if "failed" in snapshot:
+            lines.append(f"the last snapshot FAILED: {snapshot['failed']}")
+        if "number" in snapshot:
+            lines.append(
+                f"go on from {snapshot['examples_applied']:,} images with: "
+                f"distbelief train --resume {result['run_dir']}"
+            )
     lines.append(f"weights and record: {result['run_dir']}")
     return "\n".join(lines)

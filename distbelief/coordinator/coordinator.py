@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distbelief.coordinator.ledger import Ledger
 from distbelief.coordinator.membership import Member, Membership
 from distbelief.coordinator.schedule import Schedule
+from distbelief.server.applied import ItemSet, intersection
 from distbelief.types import (
     ItemOutcome,
     LeasedItem,
@@ -64,6 +65,8 @@ class RunStatus:
 class Coordinator:
     """Satisfies :class:`~distbelief.types.CoordinatorService`; thread-safe, does no I/O.
 
+    ``losses`` are the smoothed ones of a run that is resumed.
+
     What must be done about the world is asked for: :meth:`take_outcomes` for the record,
     :meth:`take_set_aside` for the shards.
     """
@@ -71,7 +74,14 @@ class Coordinator:
     SMOOTHING = 0.95
     """Weight of the past in the smoothed losses, for each item."""
 
-    def __init__(self, schedule: Schedule, n_shards: int, *, lease_s: float) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        n_shards: int,
+        *,
+        lease_s: float,
+        losses: Mapping[str, float] | None = None,
+    ) -> None:
         self._schedule = schedule
         self._ledger = Ledger(schedule.plan, n_shards)
         self._membership = Membership()
@@ -79,9 +89,10 @@ class Coordinator:
         self._lock = threading.Lock()
         self._now = 0
         self._stopping = False
+        self._pushed = False
         self._states: tuple[ShardState, ...] = ()
         self._rate = schedule.rate(0)
-        self._losses: dict[str, float] = {}
+        self._losses: dict[str, float] = dict(losses or {})
         self._outcomes: list[tuple[int, ItemOutcome]] = []
         self._to_set_aside: dict[int, str] = {}
         self._replica_refusals: Counter[str] = Counter()
@@ -122,6 +133,17 @@ class Coordinator:
         with self._lock:
             self._states = tuple(states)
             self._ledger.observe(states, asked_at)
+            if not self._pushed:  # of a run that is resumed: where it goes on
+                self._rate = self._schedule.rate(self._ledger.done.below)
+
+    def examples_of(self, states: Sequence[ShardState]) -> int:
+        """Examples of the items that all of these accounts have as applied."""
+        plan = self._schedule.plan
+        applied = intersection(ItemSet(state.applied) for state in states)
+        return sum(
+            plan.examples_before(end) - plan.examples_before(begin)
+            for begin, end in applied.intervals
+        )
 
     def stop(self) -> None:
         """From now on every report is answered with the order to end."""
@@ -172,6 +194,7 @@ class Coordinator:
             self._membership.members[report.replica] = member
         member.last_seen = at
         member.waiting_s += report.waiting_s
+        member.parameters_age_s = report.parameters_age_s
         if report.seconds_per_item is not None:
             member.seconds_per_item = report.seconds_per_item
         return member
@@ -187,6 +210,7 @@ class Coordinator:
                 if self._poisonings[outcome.item] == MAX_POISONED:
                     self._to_set_aside[outcome.item] = f"{outcome.refusal}, {MAX_POISONED} times"
             return
+        self._pushed = True
         self._ledger.report(member.replica, outcome.item, self._now)
         self._rate = self._schedule.rate(outcome.item)
         member.items_done += 1

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from distbelief.items import ItemPlan
-from distbelief.server.applied import ItemSet, intersection, union
+from distbelief.server.account import accounted_by
+from distbelief.server.applied import ItemSet, intersection
 from distbelief.types import ShardState
 
 
@@ -122,12 +123,11 @@ class Ledger:
         """
         accounted = []
         for state in states:
-            applied = ItemSet(state.applied)
-            self._applied[state.shard] = applied
+            self._applied[state.shard] = ItemSet(state.applied)
             self._set_aside.update(state.set_aside)
-            aside = ItemSet(tuple((i, i + 1) for i in sorted(state.set_aside)))
-            accounted.append(union([applied, aside]))
+            accounted.append(accounted_by(state))
         self.done = intersection(accounted)
+        self._next_fresh = max(self._next_fresh, min(self.done.below, self.plan.n_items))
         # Set aside on some shards, applied on others: it counts as applied where it was.
         for item in [i for i in self._set_aside if all(i in s for s in self._applied)]:
             del self._set_aside[item]

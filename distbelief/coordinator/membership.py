@@ -24,6 +24,7 @@ class Member:
     items_done: int = 0
     examples_done: int = 0
     waiting_s: float = 0.0
+    parameters_age_s: float | None = None
     left: bool = False
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from distbelief.data.images import decode
-from distbelief.data.source import ImageSource
+from distbelief.data.source import ImageSource, Input, Target
 
 SMALL_PIXELS = 128 * 128
 """Images up to this size are kept: opening and decoding them costs more than all else."""
@@ -24,7 +26,7 @@ class CachedSource:
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
-        self._kept: dict[int, tuple[Image.Image, int]] = {}
+        self._kept: dict[int, tuple[Image.Image, Target]] = {}
         self._room = CACHE_NBYTES
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,12 +47,18 @@ class CachedSource:
         """See :class:`ImageSource`."""
         return self._source.digest
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See :class:`ImageSource`."""
+        return self._source.epoch_order(seed, epoch)
+
+    def read(self, index: int) -> tuple[Input, Target]:
         """See :class:`ImageSource`."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept
         image, label = self._source.read(index)
+        if not isinstance(image, Image.Image):
+            return image, label
         nbytes = 3 * image.width * image.height
         if nbytes <= min(3 * SMALL_PIXELS, self._room):
             image, _ = decode(image)

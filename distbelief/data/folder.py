@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distbelief.data.images import open_image
+from distbelief.data.permutation import epoch_permutation
 from distbelief.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
-_WANTED = "--data wants a folder with train/CLASS/*.jpg and, for validation, val/CLASS/*.jpg"
+_WANTED = (
+    "--data wants a folder with train/CLASS/*.jpg and, for validation, val/CLASS/*.jpg, or tars,"
+    " train/*.tar and val/*.tar"
+)
 
 
 class ImageFolder:
@@ -80,6 +84,10 @@ class ImageFolder:
         begin = self._name_ends[index - 1] if index else 0
         below = os.fsdecode(self._names[begin : self._name_ends[index]])
         return os.path.join(self._folder, self.classes[self.label(index)], below)
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See :class:`distbelief.data.source.ImageSource`."""
+        return epoch_permutation(seed, epoch, self.n_examples)
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.n_examples:

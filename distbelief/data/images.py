@@ -59,10 +59,26 @@ def open_image(path: str) -> Image.Image:
     """
     try:
         with open(path, "rb") as file:
-            content = io.BytesIO(file.read())
+            content = file.read()
+    except OSError as error:
+        raise UnreadableImage(path, f"cannot be opened ({_text(error)})") from error
+    return open_content(content, path)
+
+
+def open_content(content: bytes, path: str) -> Image.Image:
+    """Read the header of a file that is in memory; :func:`decode` decodes the pixels.
+
+    Args:
+        content: The whole file.
+        path: What messages call it.
+
+    Raises:
+        UnreadableImage: not an image, or more than ``MAX_PIXELS``.
+    """
+    try:
         with _filters_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(content, formats=_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except _DAMAGE as error:
         raise UnreadableImage(path, f"cannot be opened ({_text(error)})") from error
     # Pillow names only images that it opened by path; a message about this one needs it later.

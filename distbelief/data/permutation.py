@@ -17,6 +17,7 @@ class Stream(IntEnum):
     ORDER = 0
     AUGMENTATION = 1
     DRAWING = 2
+    DATASET = 3
 
 
 def keyed_philox(seed: int, stream: Stream, part: int, index: int = 0) -> np.random.Philox:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
+from types import FunctionType
 from typing import Any
 
 _main_lock = threading.Lock()
@@ -65,6 +67,31 @@ def _nameless_main() -> Iterator[None]:
             yield
         finally:
             main.update(hidden)
+
+
+def travels(value: object) -> bool:
+    """Whether a value can be sent to a :class:`LightProcess`.
+
+    It can if it can be pickled, and nothing that the pickle names is defined in ``__main__``.
+    """
+    try:
+        _Probe(_Nowhere()).dump(value)
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError):
+        # What pickle raises depends on what it cannot pickle.
+        return False
+    return True
+
+
+class _Nowhere:
+    def write(self, content: Any) -> int:
+        return len(content)
+
+
+class _Probe(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type | FunctionType) and value.__module__ == "__main__":
+            raise pickle.PicklingError(f"{value} is defined in __main__")
+        return NotImplemented
 
 
 def follow_parent() -> None:

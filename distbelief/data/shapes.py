@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from distbelief.data.permutation import Stream, keyed_philox
+from distbelief.data.permutation import Stream, epoch_permutation, keyed_philox
 
 CLASSES = (
     "arrow", "bars", "cross", "disc", "moon", "rhombus", "ring", "square", "star", "triangle",
@@ -96,6 +96,10 @@ class DrawnShapes:
         part = int(self._split == "val")
         rng = np.random.Generator(keyed_philox(self._seed, Stream.DRAWING, part, index))
         return draw(CLASSES[label], self._size, rng), label
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See :class:`distbelief.data.source.ImageSource`."""
+        return epoch_permutation(seed, epoch, self.n_examples)
 
     def name(self, index: int) -> str:
         """What a message calls the image."""

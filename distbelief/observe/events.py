@@ -6,43 +6,87 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from distbelief.errors import DataError
+from distbelief.storage import Storage
+
+NAME = "events.jsonl"
 
 
 class EventLog:
     """Appends events to a file; thread-safe, each line whole.
 
     Args:
-        path: The file, which may exist: several processes of one run append to it.
+        storage: The run's folder, whose ``events.jsonl`` may exist.
         started_at: The run's start, in seconds of ``clock``; an event's ``t`` counts from it.
         clock: Seconds that all processes of the run agree on.
     """
 
     def __init__(
-        self, path: Path, started_at: float, *, clock: Callable[[], float] = time.time
+        self, storage: Storage, started_at: float, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._file = storage.open_log(NAME, new=False)
+        self._where = f"{storage.url}/{NAME}"
+        self._failure = ""
         self._started_at = started_at
         self._clock = clock
         self._lock = threading.Lock()
 
+    @property
+    def failure(self) -> str:
+        """Why events cannot be written any more, or empty."""
+        return self._failure
+
     def emit(self, kind: str, **fields: Any) -> None:
-        """Writes one event."""
+        """Writes one event.
+
+        It never raises: who has something to tell is not who can mend a full disk. See
+        :attr:`failure`; what comes after it is not written.
+        """
         t = round(self._clock() - self._started_at, 3)
         line = json.dumps({"t": t, "kind": kind, **fields})
         with self._lock:
-            # One write a line: appends of different processes do not mix within it.
-            self._file.write(line + "\n")
-            self._file.flush()
+            if self._failure:
+                return
+            try:
+                self._file.write(line + "\n")
+                self._file.flush()
+            except OSError as error:
+                self._failure = f"cannot write to {self._where}: {error.strerror or error}"
+
+    def sync(self) -> None:
+        """Returns when what has been written would survive a crash."""
+        self._file.sync()
 
     def close(self) -> None:
         """Closes the file."""
         with self._lock:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                self._failure = self._failure or f"cannot write to {self._where}: {error}"
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of a file, in order; a last line cut short is left out."""
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
+def read_events(storage: Storage) -> list[dict[str, Any]]:
+    """All events of a run, in order; a last line cut short is left out, no file is no event.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    try:
+        *lines, _ = storage.read_log(NAME).split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{storage.url}/{NAME}", f"cannot be read: {error}") from error
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+            float(event["t"]), event["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"line {number} is damaged: {error!r}"
+            raise DataError(f"{storage.url}/{NAME}", problem) from error
+        events.append(event)
+    return events

@@ -25,9 +25,16 @@ class Report:
         learning_rate: Of the item pushed last.
         staleness: Applied pushes by staleness.
         applied: Applied pushes, all shards together; ``repeated`` and ``refused`` likewise.
-        replicas: Number, host, pid, items, examples and seconds an item of each.
+        replicas: Of each its number (``replica``), ``host``, ``pid``, ``state`` (working, silent,
+            leaving), ``items``, ``examples``, ``seconds_per_item``, ``images_per_second``, and
+            ``parameters_age_s``, the seconds since its last fetch, and ``waiting``, the share of
+            its time that it waited for data; the last four may be None.
+        shards: Of each its number (``shard``), ``incarnation``, ``clock``, ``queued``, ``applied``,
+            ``repeated``, ``refused`` (a count), ``mb_per_second`` (both ways together).
+        snapshot: ``number``, ``examples_applied`` and ``t`` of the newest snapshot, or None.
         validation: The newest evaluation, or None.
         mean_waiting: The share of the replicas' time that was spent waiting for data.
+        run_dir: The run's folder, path or URL.
     """
 
     elapsed_s: float
@@ -49,8 +56,11 @@ class Report:
     repeated: int
     refused: dict[str, int]
     replicas: tuple[dict[str, Any], ...]
+    shards: tuple[dict[str, Any], ...]
+    snapshot: dict[str, Any] | None
     validation: dict[str, Any] | None
     mean_waiting: float
+    run_dir: str = ""
 
 
 def staleness_summary(counts: Mapping[int, int]) -> dict[str, float]:
@@ -106,11 +116,56 @@ def progress_line(r: Report) -> str:
         f"staleness {stale['mean']:.2f} (max {stale['max']})",
         f"{len(r.replicas)} replica{'s' if len(r.replicas) != 1 else ''}",
     ]
-    if r.validation:
+    if r.validation and "top1" in r.validation:
         parts.append(f"top-1 {r.validation['top1']:.1%}")
     if r.mean_waiting > 0.1:
         parts.append(f"waiting for data {r.mean_waiting:.0%}")
     return "  ".join(parts)
+
+
+def staleness_since(now: Mapping[int, int], before: Mapping[int, int]) -> dict[int, int]:
+    """What has been added to a histogram; a shard that was started anew counts from zero."""
+    added = {value: n - before.get(value, 0) for value, n in sorted(now.items())}
+    return {value: n for value, n in added.items() if n > 0}
+
+
+def progress_event(r: Report, staleness: Mapping[int, int]) -> dict[str, Any]:
+    """The fields of a ``progress`` event.
+
+    Args:
+        r: How the run stands.
+        staleness: Pushes applied since the last such event, by staleness.
+    """
+    return {
+        "examples_applied": r.examples_applied,
+        "examples_skipped": r.examples_skipped,
+        "examples_set_aside": r.examples_set_aside,
+        "images_per_second": round(r.images_per_second, 2),
+        "mean_images_per_second": round(r.mean_images_per_second, 2),
+        "left_s": _rounded(r.left_s, 1),
+        "losses": {name: round(value, 5) for name, value in r.losses.items()},
+        "learning_rate": r.learning_rate,
+        "staleness": {str(value): n for value, n in staleness.items()},
+        "pushes": {"applied": r.applied, "repeated": r.repeated, "refused": r.refused},
+        "waiting": round(r.mean_waiting, 4),
+        "replicas": [m["replica"] for m in r.replicas],
+        "members": [
+            {
+                "replica": m["replica"],
+                "state": m["state"],
+                "items": m["items"],
+                "images_per_second": _rounded(m["images_per_second"], 2),
+                "parameters_age_s": _rounded(m["parameters_age_s"], 2),
+                "waiting": _rounded(m["waiting"], 4),
+            }
+            for m in r.replicas
+        ],
+        "shards": [{**s, "mb_per_second": round(s["mb_per_second"], 3)} for s in r.shards],
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def summary(
@@ -134,5 +189,7 @@ def summary(
         "learning_rate": r.learning_rate,
         "train_loss": r.losses.get("loss"),
         "validation": r.validation,
+        "snapshot": r.snapshot,
+        "waiting_for_data": round(r.mean_waiting, 4),
         "recoveries": recoveries,
     }

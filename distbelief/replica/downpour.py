@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -45,6 +45,7 @@ class Downpour:
         seed: int,
         max_norm: float | None,
         clip_norm: float | None = None,
+        name_of: Callable[[int], str] = str,
     ) -> None:
         self._replica = replica
         self._flat = flat
@@ -57,6 +58,7 @@ class Downpour:
         self._seed = seed
         self._max_norm = max_norm
         self._clip_norm = clip_norm
+        self._name_of = name_of
         self._versions: tuple[Version, ...] = ()
         self._pending: tuple[Pending, ItemOutcome | None] | None = None
         self._since_fetch = 0
@@ -139,6 +141,7 @@ class Downpour:
             losses=_mean(losses),
             refusal=refusal,
             pushed=not refusal,
+            unreadable=tuple(self._name_of(index) for index in skipped),
         )
         if refusal:
             self._flat.take_gradient()
@@ -211,6 +214,7 @@ class Downpour:
         if result.versions is not None:
             self._versions = result.versions
             self._flat.swap_in()
+            self._progress.note_fetch()
         return result
 
 

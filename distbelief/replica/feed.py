@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbelief.data.loader import Batch, BatchRequest
-from distbelief.data.permutation import epoch_permutation
 from distbelief.items import Item, ItemPlan
 from distbelief.types import LeasedItem
 
 Submit = Callable[[BatchRequest], "Future[Batch]"]
+Order = Callable[[int], NDArray[np.int64]]
 
 
 @dataclass(slots=True)
@@ -30,9 +30,17 @@ class Work:
 class Feed:
     """Items in the order of their leases, the first few of them being loaded. Thread-safe."""
 
-    def __init__(self, plan: ItemPlan, seed: int, submit: Submit, *, batches_ahead: int) -> None:
+    def __init__(self, plan: ItemPlan, order: Order, submit: Submit, *, batches_ahead: int) -> None:
+        """Load nothing yet.
+
+        Args:
+            plan: How the examples are divided into items.
+            order: Gives an epoch's order, ``(n_examples,) int64``; called under the feed's lock.
+            submit: Asks for a batch, and returns at once.
+            batches_ahead: Batches that are loaded ahead.
+        """
         self._plan = plan
-        self._seed = seed
+        self._order_of = order
         self._submit = submit
         self._batches_ahead = batches_ahead
         self._changed = threading.Condition()
@@ -83,7 +91,7 @@ class Feed:
         if epoch not in self._orders:
             for old in [e for e in self._orders if e < epoch - 1]:
                 del self._orders[old]
-            self._orders[epoch] = epoch_permutation(self._seed, epoch, self._plan.n_examples)
+            self._orders[epoch] = self._order_of(epoch)
         return self._orders[epoch]
 
     def _load_ahead(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -23,6 +24,17 @@ class Progress:
     outcomes: list[ItemOutcome] = field(default_factory=list)
     seconds_per_item: float | None = None
     waited_s: float = 0.0
+    fetched_at: float | None = None
+
+    def note_fetch(self) -> None:
+        """Notes that newer parameters have come in."""
+        with self.lock:
+            self.fetched_at = time.monotonic()
+
+    def parameters_age_s(self) -> float | None:
+        """Seconds since then."""
+        with self.lock:
+            return None if self.fetched_at is None else time.monotonic() - self.fetched_at
 
     def note_wait(self, seconds: float) -> None:
         """Notes how long the compute waited for a batch."""
@@ -129,5 +141,6 @@ class Reporter:
             outcomes=outcomes,
             seconds_per_item=pace,
             waiting_s=waited_s,
+            parameters_age_s=self._progress.parameters_age_s(),
             leaving=leaving,
         )

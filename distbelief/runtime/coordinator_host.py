@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from distbelief.coordinator.coordinator import Coordinator, RunStatus
+from distbelief.config import TrainConfig
+from distbelief.coordinator.coordinator import Coordinator
 from distbelief.coordinator.schedule import Schedule
-from distbelief.errors import RunError, TransportError, as_distbelief_error
-from distbelief.observe.events import EventLog
+from distbelief.coordinator.snapshots import Manifest, Pace
+from distbelief.errors import (
+    ConfigError,
+    RunError,
+    SupersededError,
+    TransportError,
+    as_distbelief_error,
+)
 from distbelief.observe.report import Report
-from distbelief.types import Orders, ReplicaReport, ShardService
+from distbelief.runtime.evaluations import Evaluate, Evaluations
+from distbelief.runtime.gauges import Gauges
+from distbelief.runtime.prepare import Prepared
+from distbelief.runtime.recorder import Recorder
+from distbelief.runtime.snapshots import Snapshots, Standing
+from distbelief.storage import Storage
+from distbelief.types import Orders, ReplicaReport, ShardFile, ShardService
 
 POLL_S = 0.2
+RETRY_SNAPSHOT_S = 30.0
+"""After a snapshot that failed the next is tried so much later."""
 PROGRESS_EVENT_S = 5.0
-RATE_WINDOW_S = 20.0
-"""The present throughput is taken over so many seconds."""
+"""Seconds between two progress events; a run's first minutes are told in more detail."""
 
 MOST_SET_ASIDE, SHARE_SET_ASIDE = 3, 0.01
 """A run of which more than so many items, and more than this share, are set aside has failed."""
@@ -29,88 +41,127 @@ MOST_SET_ASIDE, SHARE_SET_ASIDE = 3, 0.01
 MOST_SKIPPED, SHARE_SKIPPED = 10, 0.001
 """Likewise of the images that could not be read."""
 
-Evaluate = Callable[[], "dict[str, Any] | None"]
+SHOWN_UNREADABLE = 10
+"""So many of them are named."""
 
 
-class Throughput:
-    """Images a second from a series of (seconds, examples applied). Thread-safe."""
+@dataclass(frozen=True, kw_only=True)
+class HostSpec:
+    """What a coordinator's process must know; plain values.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recent: deque[tuple[float, int]] = deque()
-        self._first: tuple[float, int] | None = None
-        self._last: tuple[float, int] | None = None
+    Attributes:
+        config: The run.
+        schedule: The learning rate of each item.
+        layout: Fingerprint of the layout.
+        storage: The run's folder.
+        started_at: Start of the run, in seconds since the epoch.
+        incarnation: Of the run's start.
+        resumed: The snapshot that it goes on from, or None.
+        abandoned: Snapshots of a history that did not survive.
+        epochs_told: Epochs whose end is in the events already.
+    """
 
-    def note(self, seconds: float, examples: int) -> None:
-        """Adds a point; repeats of the same count say only that time has passed."""
-        with self._lock:
-            if examples and (self._last is None or examples != self._last[1]):
-                self._first = self._first or (seconds, examples)
-                self._last = (seconds, examples)
-            self._recent.append((seconds, examples))
-            while self._recent[0][0] < seconds - RATE_WINDOW_S and len(self._recent) > 2:
-                self._recent.popleft()
+    config: TrainConfig
+    schedule: Schedule
+    layout: str
+    storage: Storage
+    started_at: float
+    incarnation: int = 1
+    resumed: Manifest | None = None
+    abandoned: frozenset[int] = frozenset()
+    epochs_told: int = 0
 
-    def now(self) -> float:
-        """Over the last seconds in which something came."""
-        with self._lock:
-            points = [p for p in self._recent if p[1]]
-        return _slope(points[0], points[-1]) if len(points) > 1 else 0.0
-
-    def mean(self) -> float:
-        """From the first example applied to the last."""
-        with self._lock:
-            first, last = self._first, self._last
-        return _slope(first, last) if first and last else 0.0
-
-
-def _slope(a: tuple[float, int], b: tuple[float, int]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0]) if b[0] > a[0] else 0.0
+    @classmethod
+    def of(cls, prepared: Prepared) -> HostSpec:
+        """What the coordinator of a run must know."""
+        return cls(
+            config=prepared.config,
+            schedule=prepared.schedule,
+            layout=prepared.layout.fingerprint,
+            storage=prepared.storage,
+            started_at=prepared.started_at,
+            incarnation=prepared.incarnation,
+            resumed=prepared.resumed,
+            abandoned=frozenset(prepared.abandoned),
+            epochs_told=0 if prepared.before is None else prepared.before.epochs_told,
+        )
 
 
 class CoordinatorHost:
-    """Hosts a :class:`Coordinator`: a thread that polls the shards, and one that evaluates.
+    """Hosts a :class:`Coordinator`: threads that poll the shards, evaluate and take snapshots.
 
-    A context manager. :meth:`report` and the others may be called by any thread. An error of a
-    thread is the ``failure`` of the next report of the run.
+    A context manager, which has the first snapshot taken before it is entered. :meth:`report` and
+    the others may be called by any thread. An error of a thread is the ``failure`` of the next
+    report of the run.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        shards: Sequence[ShardService],
-        evaluate: Evaluate,
-        *,
-        lease_s: float,
-        patience_s: float,
-        started_at: float,
-        run_dir: Path,
-    ) -> None:
-        self._plan = schedule.plan
-        self._coordinator = Coordinator(schedule, len(shards), lease_s=lease_s)
+    def __init__(self, spec: HostSpec, shards: Sequence[ShardService], evaluate: Evaluate) -> None:
+        cluster, resumed = spec.config.cluster, spec.resumed
+        self._spec = spec
+        self._plan = spec.schedule.plan
+        self._coordinator = Coordinator(
+            spec.schedule,
+            len(shards),
+            lease_s=cluster.lease_s,
+            losses=resumed.losses if resumed else None,
+        )
         self._shards = tuple(shards)
-        self._evaluate = evaluate
-        self._patience_s = patience_s
-        self._started_at = started_at
-        self._events = EventLog(run_dir / "events.jsonl", started_at)
-        self._throughput = Throughput()
-        self._validation: dict[str, Any] | None = None
+        self._patience_s = cluster.patience_s
+        self._started_at = spec.started_at
+        self._record = Recorder(spec.storage, spec.started_at, tensorboard=spec.config.tensorboard)
+        self._snapshots = Snapshots(
+            spec.storage,
+            shards,
+            layout=spec.layout,
+            keep=spec.config.snapshots.keep_snapshots,
+            pause_s=spec.config.snapshots.snapshot_pause_s,
+            emit=self._record.emit,
+            abandoned=spec.abandoned,
+            incarnation=spec.incarnation,
+        )
+        self._unreadable: dict[str, None] = {}
+        self._gauges = Gauges(self._plan, len(shards))
+        validation = resumed.validation if resumed else None
+        self._evaluations = Evaluations(evaluate, validation, self._record.emit)
+        self._snapshot: dict[str, Any] | None = None
         self._failure = ""
         self._closing = threading.Event()
         self._epochs_seen = 0
         self._joined: set[int] = set()
-        # Two epochs' evaluations may wait; one that comes on top is left out, and said so.
-        self._to_evaluate: queue.Queue[int] = queue.Queue(2)
         self._untold: dict[int, str] = {}
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
-            for name, work in (("coordinator", self._follow), ("evaluation", self._evaluations))
-        ]
+        self._threads = {
+            name: threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+            for name, work in (
+                ("coordinator", self._follow),
+                ("evaluation", self._evaluate),
+                ("snapshots", self._take_snapshots),
+            )
+        }
 
     def __enter__(self) -> CoordinatorHost:
-        for thread in self._threads:
+        try:
+            self._begin()
+        except BaseException:
+            self._record.close()
+            raise
+        for thread in self._threads.values():
             thread.start()
         return self
+
+    def _begin(self) -> None:
+        """A first look at the shards, and a first snapshot."""
+        self.observe()
+        self._record.staleness_told = self._coordinator.status().staleness
+        finished = self._coordinator.status().epochs_finished
+        self._epochs_seen = min(finished, self._spec.epochs_told)
+        resumed = self._spec.resumed
+        if resumed is None:
+            try:
+                self._snapshot_now("start")
+            except (RunError, OSError) as error:
+                raise ConfigError("run_dir", f"the first snapshot failed: {error}") from error
+        else:
+            self._note_snapshot(resumed)
 
     def __exit__(
         self,
@@ -119,14 +170,18 @@ class CoordinatorHost:
         trace: TracebackType | None,
     ) -> None:
         self._end_threads()
-        self._events.close()
+        self._record.close()
 
     def report(self, report: ReplicaReport) -> Orders:
         """See :class:`~distbelief.types.CoordinatorService`."""
         orders = self._coordinator.report(report, at=time.time())
+        for outcome in report.outcomes:
+            for name in outcome.unreadable:
+                if len(self._unreadable) < SHOWN_UNREADABLE:
+                    self._unreadable[name] = None  # in each epoch it is skipped again
         if report.replica not in self._joined:
             self._joined.add(report.replica)
-            self._events.emit(
+            self._record.emit(
                 "replica_joined", replica=report.replica, host=report.host, pid=report.pid
             )
         return orders
@@ -134,12 +189,14 @@ class CoordinatorHost:
     def replica_lost(self, replica: int, cause: str) -> int:
         """Takes note of a replica's death; returns how many of its items go to others."""
         items = self._coordinator.replica_lost(replica)
-        self._events.emit("replica_lost", replica=replica, cause=cause, items_returned=items)
+        self._record.emit("replica_lost", replica=replica, cause=cause, items_returned=items)
         return len(items)
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Writes an event."""
-        self._events.emit(kind, **fields)
+        self._record.emit(kind, **fields)
+        if kind == "replica_started":  # its number must not be given again after a crash
+            self._record.sync()
 
     def stop(self) -> None:
         """Orders every replica to end."""
@@ -150,73 +207,53 @@ class CoordinatorHost:
         asked_at = self._coordinator.now()
         states = [shard.state() for shard in self._shards]
         self._coordinator.observe(states, asked_at)
-        self._throughput.note(
-            time.time() - self._started_at, self._coordinator.status().examples_applied
-        )
+        seconds = time.time() - self._started_at
+        examples = self._coordinator.status().examples_applied
+        self._gauges.note(seconds, examples, states)
 
     def run_report(self) -> Report:
         """How the run stands."""
-        s = self._coordinator.status()
-        rate = self._throughput.now()
-        left = self._plan.total_examples - s.examples_applied - s.examples_set_aside
-        return Report(
+        return self._gauges.report(
+            self._coordinator.status(),
             elapsed_s=time.time() - self._started_at,
-            finished=s.finished,
-            failure=self._failure,
-            epoch=min(s.epochs_finished + 1, self._plan.n_epochs),
-            n_epochs=self._plan.n_epochs,
-            examples_applied=s.examples_applied,
-            examples_skipped=s.examples_skipped,
-            examples_set_aside=s.examples_set_aside,
-            total_examples=self._plan.total_examples,
-            images_per_second=rate,
-            mean_images_per_second=self._throughput.mean(),
-            left_s=left / rate if rate else None,
-            losses=s.losses,
-            learning_rate=s.learning_rate,
-            staleness=s.staleness,
-            applied=s.applied,
-            repeated=s.repeated,
-            refused=s.refused,
-            replicas=tuple(
-                {
-                    "replica": m.replica,
-                    "host": m.host,
-                    "pid": m.pid,
-                    "items": m.items_done,
-                    "examples": m.examples_done,
-                    "seconds_per_item": m.seconds_per_item,
-                }
-                for m in s.members
-            ),
-            validation=self._validation,
-            mean_waiting=_waiting_share(s),
+            failure=self._failure or self._record.failure,
+            snapshot=self._snapshot,
+            validation=self._evaluations.newest,
+            run_dir=self._spec.storage.url,
         )
 
     def conclude(self, write_model: Callable[[], None]) -> Report:
         """After the last replica: a last look at the shards, the weights, the last evaluation."""
-        self._end_threads()
+        self._closing.set()
+        self._join("coordinator", "snapshots")
         self.observe()
+        # Before an evaluation that is at work has ended: a spot machine may go any moment.
+        self._snapshot_or_event("end")
+        self._end_threads()
         self._note_epochs()
+        self._check_waste()
         write_model()
-        self._evaluate_after(self._epochs_seen)
-        self._record_progress()
+        if self._coordinator.status().finished:
+            self._evaluate_after(self._epochs_seen)
+        self._record.progress(self.run_report())
         return self.run_report()
 
     def _end_threads(self) -> None:
-        if self._closing.is_set():
-            return
         self._closing.set()
-        for thread in self._threads:
-            thread.join()
-        self._record_outcomes()
+        self._join(*self._threads)
+        self._record.outcomes(self._coordinator.take_outcomes())
+
+    def _join(self, *names: str) -> None:
+        for name in names:
+            if self._threads[name].ident is not None:  # else it never began
+                self._threads[name].join()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as error:
             self._failure = str(as_distbelief_error(error))
-            self._events.emit("failure", cause=self._failure)
+            self._record.emit("failure", cause=self._failure)
 
     def _follow(self) -> None:
         answered_at = told_at = time.monotonic()
@@ -230,11 +267,59 @@ class CoordinatorHost:
                 if time.monotonic() - answered_at > self._patience_s:
                     raise
                 continue
-            self._record_outcomes()
+            self._record.outcomes(self._coordinator.take_outcomes())
             self._note_epochs()
-            if time.monotonic() - told_at >= PROGRESS_EVENT_S:
+            if time.monotonic() - told_at >= _progress_event_s(time.time() - self._started_at):
                 told_at = time.monotonic()
-                self._record_progress()
+                self._record.progress(self.run_report())
+
+    def _take_snapshots(self) -> None:
+        config = self._spec.config.snapshots
+        pace = Pace(config.snapshot_every or self._plan.n_examples, config.snapshot_s)
+        taken_at = time.monotonic()
+        examples_then = self._coordinator.status().examples_applied
+        while not self._closing.wait(POLL_S):
+            examples = self._coordinator.status().examples_applied
+            if pace.due(examples - examples_then, time.monotonic() - taken_at):
+                if self._snapshot_or_event("due"):
+                    taken_at, examples_then = time.monotonic(), examples
+                elif self._closing.wait(RETRY_SNAPSHOT_S):
+                    return
+
+    def _snapshot_or_event(self, reason: str) -> bool:
+        """Whether there is a new snapshot; if not, why is told, and training goes on."""
+        try:
+            self._snapshot_now(reason)
+        except SupersededError:
+            raise
+        except (RunError, OSError) as error:
+            self._record.emit("snapshot_failed", reason=reason, cause=str(error))
+            self._snapshot = {**(self._snapshot or {}), "failed": str(error)}
+            return False
+        return True
+
+    def _snapshot_now(self, reason: str) -> None:
+        began = time.monotonic()
+        manifest = self._snapshots.take(self._standing, reason=reason)
+        self._note_snapshot(manifest, round(time.monotonic() - began, 3))
+
+    def _standing(self, files: Sequence[ShardFile]) -> Standing:
+        self._record.sync()  # what happened before it is as durable as the snapshot
+        return Standing(
+            examples_applied=self._coordinator.examples_of([file.state for file in files]),
+            elapsed_s=time.time() - self._started_at,
+            losses=self._coordinator.status().losses,
+            validation=self._evaluations.newest,
+        )
+
+    def _note_snapshot(self, manifest: Manifest, seconds: float | None = None) -> None:
+        self._snapshot = {
+            "number": manifest.number,
+            "even": manifest.even,
+            "examples_applied": manifest.examples_applied,
+            "t": round(manifest.elapsed_s, 3),
+            "seconds": seconds,
+        }
 
     def _tell_set_aside(self) -> None:
         self._untold.update(self._coordinator.take_set_aside())
@@ -242,87 +327,45 @@ class CoordinatorHost:
             for shard in self._shards:
                 shard.set_aside((item,), reason)
             del self._untold[item]
-            self._events.emit("set_aside", item=item, reason=reason)
+            self._record.emit("set_aside", item=item, reason=reason)
 
     def _check_waste(self) -> None:
         """Ends a run that goes on without doing anything, before it says that it has finished."""
         status = self._coordinator.status()
         n_skipped, n_aside = status.examples_skipped, status.items_set_aside
         if n_skipped > max(MOST_SKIPPED, SHARE_SKIPPED * status.examples_applied):
+            some = f"{', '.join(self._unreadable)}; " if self._unreadable else ""
             raise RunError(
-                f"{n_skipped} of {status.examples_applied} images could not be read: look at the "
-                f"folder of --data; the push logs have their indices (skipped)"
+                f"{n_skipped} of {status.examples_applied} images could not be read: mend or "
+                f"remove them ({some}all are in the push logs, as skipped)"
             )
         if n_aside > max(MOST_SET_ASIDE, SHARE_SET_ASIDE * self._plan.n_items):
             raise RunError(
                 f"{n_aside} of {self._plan.n_items} items had to be set aside: the training has "
-                f"diverged; lower --lr, or set --clip-norm"
+                f"diverged; lower --lr, or set --clip-norm; if so from the start, look at the data"
             )
-
-    def _record_outcomes(self) -> None:
-        outcomes = self._coordinator.take_outcomes()
-        done = [(replica, o) for replica, o in outcomes if not o.refusal]
-        names = dict.fromkeys(name for _, o in done for name in o.losses)
-        if done:
-            losses = {
-                name: [round(o.losses[name], 5) if name in o.losses else None for _, o in done]
-                for name in names
-            }
-            self._events.emit(
-                "items",
-                items=[o.item for _, o in done],
-                replicas=[replica for replica, _ in done],
-                losses=losses,
-            )
-        for replica, o in outcomes:
-            if o.refusal:
-                self._events.emit("refused", replica=replica, item=o.item, reason=o.refusal)
 
     def _note_epochs(self) -> None:
         finished = self._coordinator.status().epochs_finished
         while self._epochs_seen < finished:
             self._epochs_seen += 1
-            self._events.emit("epoch", epoch=self._epochs_seen)
+            self._record.emit("epoch", epoch=self._epochs_seen)
             # The run's last epoch is evaluated when everything has ended.
             if self._epochs_seen < self._plan.n_epochs:
-                try:
-                    self._to_evaluate.put_nowait(self._epochs_seen)
-                except queue.Full:
-                    self._events.emit("evaluation_left_out", epoch=self._epochs_seen)
+                self._evaluations.ask(self._epochs_seen)
 
-    def _evaluations(self) -> None:
+    def _evaluate(self) -> None:
         while not self._closing.is_set():
-            try:
-                epoch = self._to_evaluate.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            self._evaluate_after(epoch)
+            epoch = self._evaluations.next(POLL_S)
+            if epoch is not None:
+                self._evaluate_after(epoch)
 
     def _evaluate_after(self, epoch: int) -> None:
-        try:
-            result = self._evaluate()
-        except Exception as error:
-            # Training does not depend on it, and the weights are on disk before the last one.
-            cause = str(as_distbelief_error(error))
-            self._events.emit("evaluation_failed", epoch=epoch, cause=cause)
-            return
-        if result is not None:
-            self._validation = {k: v for k, v in result.items() if k != "seconds"}
-            self._events.emit("evaluation", epoch=epoch, **result)
-
-    def _record_progress(self) -> None:
-        r = self.run_report()
-        self._events.emit(
-            "progress",
-            examples_applied=r.examples_applied,
-            images_per_second=round(r.images_per_second, 2),
-            losses={name: round(value, 5) for name, value in r.losses.items()},
-            learning_rate=r.learning_rate,
-            replicas=[p["replica"] for p in r.replicas],
-        )
+        examples = self._coordinator.status().examples_applied
+        found = self._evaluations.run(epoch, examples)
+        if found is not None:
+            self._record.evaluation(examples, *found)
 
 
-def _waiting_share(status: RunStatus) -> float:
-    busy = sum((m.seconds_per_item or 0.0) * m.items_done for m in status.members)
-    waiting = sum(m.waiting_s for m in status.members)
-    return waiting / busy if busy else 0.0
+def _progress_event_s(elapsed_s: float) -> float:
+    return min(PROGRESS_EVENT_S, max(1.0, elapsed_s / 60))

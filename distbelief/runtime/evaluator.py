@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from distbelief.data.loader import Batch, BatchLoader, BatchRequest, sequential_batches
 from distbelief.data.permutation import epoch_permutation
 from distbelief.data.transforms import EvalTransform, TrainTransform
 from distbelief.evaluation.accuracy import evaluate
+from distbelief.evaluation.custom import evaluate_loss
 from distbelief.evaluation.statistics import has_running_statistics, recompute_running_statistics
+from distbelief.observe.histograms import weight_histograms
+from distbelief.product.weights import Trained, WhichWeights, to_bytes
 from distbelief.replica.buffers import FlatModel
 from distbelief.replica.exchange import ShardPort
 from distbelief.replica.step import ImageInput, resolve_device
 from distbelief.runtime.worker import ModelSpec
-from distbelief.storage import write_atomically
+from distbelief.storage import storage_at
 from distbelief.types import Weights
 
 EVALUATION_BATCH = 100
@@ -48,7 +48,7 @@ class Evaluator:
         )
         # Without an average the shards answer with what they have.
         averaged = config.averaging.average != "none"
-        self._weights = str(Weights.AVERAGED if averaged else Weights.LATEST)
+        self._weights: WhichWeights = "averaged" if averaged else "latest"
         self._n_loaders = n_loaders
         self._loader: BatchLoader | None = None
         self._cache: list[Batch] = []
@@ -81,30 +81,32 @@ class Evaluator:
             return None
         began = time.monotonic()
         batches = ((self._images(b.images), torch.from_numpy(b.labels)) for b in self._batches())
-        accuracy = evaluate(self._flat.model, batches)
-        return {
-            **asdict(accuracy),
-            "weights": self._weights,
-            "seconds": round(time.monotonic() - began, 2),
-        }
+        loss = self._spec.task.loss
+        found: dict[str, Any] = (
+            asdict(evaluate(self._flat.model, batches))
+            if loss is None
+            else evaluate_loss(self._flat.model, batches, loss)
+        )
+        seconds = round(time.monotonic() - began, 2)
+        if self._spec.config.tensorboard:
+            found["histograms"] = weight_histograms(self._flat.model)
+        return {**found, "weights": self._weights, "seconds": seconds}
 
-    def write(self, ports: Sequence[ShardPort], path: Path) -> None:
-        """Writes the shards' averaged weights: parameters and buffers by name."""
+    def write(self, ports: Sequence[ShardPort], name: str) -> None:
+        """Writes the shards' averaged weights into the run's folder: all that the model has."""
         self._fetch(ports)
-        state = {
-            name: tensor.detach().contiguous()
-            for name, tensor in self._flat.model.state_dict().items()
-        }
         config = self._spec.config
-        metadata = {
-            "model": json.dumps(asdict(config.model)),
-            "classes": json.dumps(self._dataset.classes),
-            "n_outputs": str(self._spec.n_outputs),
-            "image_size": str(config.data.image_size),
-            "normalize": config.data.normalize,
-            "weights": self._weights,
-        }
-        write_atomically(path, save(state, metadata=metadata))
+        trained = Trained(
+            model=self._flat.model,
+            name=name,
+            network=config.model,
+            classes=self._dataset.classes,
+            n_outputs=self._spec.n_outputs,
+            image_size=config.data.image_size,
+            normalize=config.data.normalize,
+            weights=self._weights,
+        )
+        storage_at(str(config.run_dir)).write(name, to_bytes(trained))
 
     def _fetch(self, ports: Sequence[ShardPort]) -> None:
         for port in ports:
@@ -118,27 +120,28 @@ class Evaluator:
         if self._cache:
             yield from self._cache
             return
-        val, loader, config = self._dataset.val, self._loader, self._spec.config
+        val, loader = self._dataset.val, self._loader
         assert val is not None
         assert loader is not None
-        nbytes = val.n_examples * config.data.image_size**2 * 3
         requests = sequential_batches(val.n_examples, EVALUATION_BATCH)
-        kept = []
+        kept: list[Batch] = []
+        room = CACHE_NBYTES
         for batch in _ahead(loader, requests):
-            if nbytes <= CACHE_NBYTES:
-                kept.append(batch)
+            room -= batch.images.nbytes
+            kept = [*kept, batch] if room >= 0 else []
             yield batch
         self._cache = kept
 
     def _recompute_statistics(self) -> None:
         config, train = self._spec.config, self._dataset.train
+        # Not the source's order, whose first examples may all be of one tar.
         order = epoch_permutation(config.seed, 0, train.n_examples)
         size = config.replica.batch_size
         requests = [
             BatchRequest(0, order[begin : begin + size])
             for begin in range(0, min(train.n_examples, STATISTICS_BATCHES * size), size)
         ]
-        transform = TrainTransform(config.data.image_size)
+        transform = TrainTransform.of(config.data)
         with BatchLoader(train, transform, config.seed, self._n_loaders) as loader:
             batches = (
                 (self._images(b.images), torch.from_numpy(b.labels))

@@ -9,7 +9,6 @@ import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ import torch
 from distbelief.errors import as_distbelief_error
 from distbelief.observe.report import Report
 from distbelief.replica.exchange import ShardPort
-from distbelief.runtime.coordinator_host import CoordinatorHost
+from distbelief.runtime.coordinator_host import CoordinatorHost, HostSpec
 from distbelief.runtime.evaluator import Evaluator
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.worker import ModelSpec, Threads, run_replica
@@ -62,19 +61,14 @@ class LocalWorld:
             threads = Threads(config.replica.threads, neighbours=config.cluster.replicas)
             torch.set_num_threads(threads.here())
             services = self._start_shards(stack)
-            for port, service in zip(self.ports, services, strict=True):
-                service.load(self._prepared.initial[port.begin : port.end])
+            if self._prepared.resumed is None:
+                for port, service in zip(self.ports, services, strict=True):
+                    service.load(self._prepared.initial[port.begin : port.end])
             evaluator = stack.enter_context(Evaluator(self._spec, n_loaders=self._n_loaders))
             self._evaluator = evaluator
             self._host = stack.enter_context(
                 CoordinatorHost(
-                    self._prepared.schedule,
-                    services,
-                    lambda: evaluator.evaluate(self.ports),
-                    lease_s=config.cluster.lease_s,
-                    patience_s=config.cluster.patience_s,
-                    started_at=self._prepared.started_at,
-                    run_dir=self._prepared.run_dir,
+                    HostSpec.of(self._prepared), services, lambda: evaluator.evaluate(self.ports)
                 )
             )
             stack.callback(self._join_replicas)
@@ -121,7 +115,7 @@ class LocalWorld:
         """See :class:`World`."""
         self._host.stop()
 
-    def conclude(self, model_file: Path) -> Report:
+    def conclude(self, model_file: str) -> Report:
         """See :class:`World`."""
         return self._host.conclude(lambda: self._evaluator.write(self.ports, model_file))
 

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import os
-import platform
-import shutil
-import socket
+import secrets
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from distbelief.config import TrainConfig
 from distbelief.coordinator.schedule import Schedule
-from distbelief.data.dataset import Dataset, open_data
+from distbelief.coordinator.snapshots import Manifest, abandoned_snapshots
+from distbelief.data.dataset import Dataset
 from distbelief.errors import ConfigError
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
-from distbelief.models.registry import build
-from distbelief.server.shard import ShardSpec
-from distbelief.storage import write_json
-
-WRITTEN = ("config.json", "events.jsonl", "pushes", "summary.json", "model.safetensors")
-"""What a run writes into its folder, which must hold none of it at the start."""
+from distbelief.product.frozen import frozen_state, load_frozen
+from distbelief.runtime.folder import Probe, folder_of, require_free, require_room
+from distbelief.runtime.resume import Resumed, resumed_run
+from distbelief.runtime.runs import Resume
+from distbelief.runtime.snapshots import numbers
+from distbelief.runtime.task import Task
+from distbelief.runtime.transfer import take_weights
+from distbelief.server.restore import Restore
+from distbelief.server.spec import ShardSpec
+from distbelief.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,22 @@ class Prepared:
 
     Attributes:
         config: With absolute paths.
+        task: The user's own objects, if there are any.
         plan: How the examples are divided.
         layout: Of the model's parameters.
         initial: ``(layout.size,) float32``, the initial values.
         n_outputs: Outputs of the network.
         classes: Class names in index order.
         digests: Of the listings of the training and validation images.
-        run_dir: The run's folder, which exists.
-        started_at: Start of the run, in seconds since the epoch.
+        storage: The run's folder, which exists.
+        started_at: Start of the run, in seconds since the epoch; for a run that is resumed, as much
+            before now as it had lasted.
+        probe: What every process must see in the folder.
+        incarnation: Of the shards when they start.
+        first_replica: Number of the first replica.
+        before: The run as it was left, if it is resumed.
+        notes: What the user should know.
+        frozen: What of the initial values no shard holds, if they came from elsewhere.
     """
 
     config: TrainConfig
@@ -52,18 +59,42 @@ class Prepared:
     n_outputs: int
     classes: tuple[str, ...]
     digests: tuple[str, ...]
-    run_dir: Path
+    storage: Storage
     started_at: float
+    probe: Probe
+    task: Task = field(default_factory=Task)
+    incarnation: int = 1
+    first_replica: int = 0
+    before: Resumed | None = None
+    notes: tuple[str, ...] = ()
+    frozen: bytes | None = None
+
+    @property
+    def resumed(self) -> Manifest | None:
+        """The snapshot that the run goes on from."""
+        return None if self.before is None else self.before.manifest
+
+    @property
+    def abandoned(self) -> list[int]:
+        """Snapshots of a history that did not survive, this resumption's own included."""
+        if self.before is None:
+            return []
+        later = [n for n in numbers(self.storage) if n > self.before.manifest.number]
+        return [*abandoned_snapshots(self.before.record), *later]
 
     @property
     def schedule(self) -> Schedule:
         """The learning rate of each item."""
         return Schedule(self.config.schedule, self.plan)
 
-    def shard_spec(self, index: int, incarnation: int = 1) -> ShardSpec:
+    def shard_spec(self, index: int) -> ShardSpec:
         """What one shard must know."""
         n_shards = self.config.cluster.shards
         begin, end = self.layout.shard_ranges(n_shards)[index]
+        snapshot = self.resumed
+        restore = (
+            None if snapshot is None else Restore(snapshot.number, snapshot.overlapping(begin, end))
+        )
         return ShardSpec(
             index=index,
             n_shards=n_shards,
@@ -71,21 +102,15 @@ class Prepared:
             end=end,
             segments=self.layout.segments(begin, end),
             layout=self.layout.fingerprint,
-            incarnation=incarnation,
+            incarnation=self.incarnation,
             examples_per_item=self.plan.examples_per_item,
             total_examples=self.plan.total_examples,
             n_replicas=self.config.cluster.replicas,
             optimizer=self.config.optimizer,
             averaging=self.config.averaging,
-            log_folder=self.run_dir / "pushes",
+            storage=self.storage,
+            restore=restore,
         )
-
-
-def build_model(config: TrainConfig, n_outputs: int) -> torch.nn.Module:
-    """The run's network with its initial values, the same in every process."""
-    return build(
-        config.model, classes=n_outputs, image_size=config.data.image_size, seed=config.seed
-    )
 
 
 def plan_of(config: TrainConfig, dataset: Dataset) -> ItemPlan:
@@ -108,53 +133,79 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> ItemPlan:
     return plan
 
 
-def prepare(config: TrainConfig, started_at: float | None = None) -> Prepared:
-    """Opens the data, builds the model once, and makes the run's folder with ``config.json``.
+def prepare(
+    config: TrainConfig,
+    started_at: float | None = None,
+    *,
+    task: Task | None = None,
+    resume: Resume | None = None,
+    storage: Storage | None = None,
+) -> Prepared:
+    """Opens the data, builds the model once, and looks at the run's folder; writes nothing.
+
+    Args:
+        config: The run.
+        started_at: When it began, in seconds since the epoch; by default now.
+        task: The user's own objects.
+        resume: The run to go on with, whose configuration ``config`` must agree with.
+        storage: The run's folder; by default what the configuration means.
 
     Raises:
-        UsageError: something that the user can mend; nothing has been written then.
+        UsageError: something that the user can mend.
     """
     started_at = time.time() if started_at is None else started_at
+    task = task or Task()
     config = _absolute(config)
-    dataset = open_data(config.data, config.seed)
+    before = None if resume is None else resumed_run(resume, config)
+    if storage is None:
+        storage = folder_of(config, started_at) if before is None else before.storage
+    if before is None:
+        require_free(storage)
+    if before is not None:  # the values are in the snapshot, wherever they once came from
+        config = replace(config, init_from=before.record["config"]["init_from"])
+    dataset = task.open_data(config)
     plan = plan_of(config, dataset)
-    model = build_model(config, dataset.n_outputs)
+    model = task.build_model(config, dataset.n_outputs)
+    notes: tuple[str, ...] = ()
+    frozen = None
+    if before is not None:
+        load_frozen(model, before.storage)
+        notes = before.notes
+    elif config.init_from is not None:
+        notes = (f"initial values: {take_weights(model, config.init_from).sentence()}",)
+        frozen = frozen_state(model)
     layout = Layout.of(model.named_parameters(), bias_rate=config.optimizer.bias_rate)
     layout.shard_ranges(config.cluster.shards)
-    initial = torch.empty(layout.size)
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, view in layout.views(initial).items():
-            view.copy_(named[name])
-    run_dir = _make_folder(config, started_at)
-    config = replace(config, run_dir=str(run_dir))
-    prepared = Prepared(
-        config=config,
+    if before is not None:
+        before.check(config, layout.fingerprint, digests_of(dataset), plan)
+    require_room(storage, layout.size)
+    return Prepared(
+        config=replace(config, run_dir=storage.url),
+        task=task,
         plan=plan,
         layout=layout,
-        initial=initial,
+        initial=_flat(model, layout),
         n_outputs=dataset.n_outputs,
         classes=dataset.classes,
         digests=digests_of(dataset),
-        run_dir=run_dir,
-        started_at=started_at,
+        storage=storage,
+        started_at=started_at if before is None else started_at - before.elapsed_s,
+        probe=Probe(storage, secrets.token_hex(8)),
+        incarnation=1 if before is None else before.incarnation,
+        first_replica=0 if before is None else before.first_replica,
+        before=before,
+        notes=notes,
+        frozen=frozen,
     )
-    try:
-        write_json(run_dir / "config.json", _record(prepared))
-    except OSError as error:
-        raise ConfigError("run_dir", f"cannot write to {run_dir}: {error.strerror}") from error
-    return prepared
 
 
-def discard(run_dir: Path) -> None:
-    """Takes back what a run has written that never began to train."""
-    for name in WRITTEN:
-        if (run_dir / name).is_dir():
-            shutil.rmtree(run_dir / name)
-        else:
-            (run_dir / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something else lies there
-        run_dir.rmdir()
+def _flat(model: torch.nn.Module, layout: Layout) -> torch.Tensor:
+    flat = torch.empty(layout.size)
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, view in layout.views(flat).items():
+            view.copy_(named[name])
+    return flat
 
 
 def digests_of(dataset: Dataset) -> tuple[str, ...]:
@@ -164,57 +215,7 @@ def digests_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
-    if config.data.data is None:
+    if config.data.data is None or "://" in config.data.data:
         return config
     data = os.path.abspath(os.path.expanduser(config.data.data))
     return replace(config, data=replace(config.data, data=data))
-
-
-def _make_folder(config: TrainConfig, started_at: float) -> Path:
-    if config.run_dir is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(started_at))
-        path = Path("runs") / f"{config.recipe}-{stamp}"
-        number = 2
-        while path.exists():
-            path = Path("runs") / f"{config.recipe}-{stamp}-{number}"
-            number += 1
-    else:
-        path = Path(config.run_dir).expanduser()
-    path = path.absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("run_dir", f"cannot make {path}: {error.strerror}") from error
-    if any((path / name).exists() for name in WRITTEN):
-        raise ConfigError("run_dir", f"{path} holds a run already; take another folder")
-    return path
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a run inside one process needs no ray
-        return None
-
-
-def _record(prepared: Prepared) -> dict[str, Any]:
-    names = ("distbelief", "torch", "ray", "grpcio", "protobuf", "numpy")
-    plan = prepared.plan
-    return {
-        "config": prepared.config.to_dict(),
-        "started_at": prepared.started_at,
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in names if (version := _version(name))},
-        "classes": list(prepared.classes),
-        "n_outputs": prepared.n_outputs,
-        "parameters": prepared.layout.size,
-        "layout": prepared.layout.fingerprint,
-        "data_digests": list(prepared.digests),
-        "plan": {
-            "n_examples": plan.n_examples,
-            "batch_size": plan.batch_size,
-            "n_push": plan.n_push,
-            "n_items": plan.n_items,
-        },
-    }

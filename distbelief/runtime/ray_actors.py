@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,14 +14,15 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from distbelief.config import ClusterConfig
-from distbelief.coordinator.schedule import Schedule
-from distbelief.errors import ConfigError, DistBeliefError, ProcessLostError
+from distbelief.errors import DistBeliefError, ProcessLostError, as_distbelief_error
 from distbelief.observe.report import Report
 from distbelief.replica.exchange import ShardPort
-from distbelief.runtime.coordinator_host import CoordinatorHost
+from distbelief.runtime.coordinator_host import CoordinatorHost, HostSpec
 from distbelief.runtime.evaluator import Evaluator
+from distbelief.runtime.folder import Probe
 from distbelief.runtime.worker import ModelSpec, Threads, run_replica
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
+from distbelief.server.spec import ShardSpec
 from distbelief.transport.client import ShardClient
 from distbelief.transport.service import ShardServer
 from distbelief.types import Orders, ReplicaReport
@@ -119,14 +118,9 @@ class _Actor:
 class ShardActor(_Actor):
     """A parameter shard behind its gRPC server."""
 
-    def start(self, spec: ShardSpec, token: str) -> Endpoint:
+    def start(self, spec: ShardSpec, token: str, probe: Probe) -> Endpoint:
         """Begins to serve on this node's address; returns where."""
-        if not (spec.log_folder.parent / "config.json").exists():
-            raise ConfigError(
-                "run_dir",
-                f"host {os.uname().nodename} does not see {spec.log_folder.parent}; give a folder "
-                f"that every host can reach",
-            )
+        probe.check()
         self._shard = self._stack.enter_context(Shard(spec))
         server = ShardServer(
             self._shard,
@@ -161,13 +155,16 @@ class ReplicaActor(_Actor):
         ray.get(coordinator.emit.remote("replica_placed", {"replica": replica, "node": node}))
         with ExitStack() as stack:
             ports, _ = connect(endpoints, token, spec.config.cluster, stack)
-            run_replica(
-                spec,
-                replica,
-                ports,
-                RayCoordinator(coordinator),
-                n_loaders=spec.config.data.loaders,
-            )
+            try:
+                run_replica(
+                    spec,
+                    replica,
+                    ports,
+                    RayCoordinator(coordinator),
+                    n_loaders=spec.config.data.loaders,
+                )
+            except Exception as error:  # as ours, it keeps on its way where it came from
+                raise as_distbelief_error(error) from error
 
 
 class EvaluatorActor(_Actor):
@@ -184,38 +181,21 @@ class EvaluatorActor(_Actor):
         """See :meth:`Evaluator.evaluate`."""
         return self._evaluator.evaluate(self._ports)
 
-    def write(self, path: Path) -> None:
+    def write(self, name: str) -> None:
         """See :meth:`Evaluator.write`."""
-        self._evaluator.write(self._ports, path)
+        self._evaluator.write(self._ports, name)
 
 
 class CoordinatorActor(_Actor):
     """The coordinator with its threads."""
 
     def start(
-        self,
-        schedule: Schedule,
-        endpoints: Sequence[Endpoint],
-        token: str,
-        config: ClusterConfig,
-        evaluator: Any,
-        started_at: float,
-        run_dir: Path,
+        self, spec: HostSpec, endpoints: Sequence[Endpoint], token: str, evaluator: Any
     ) -> None:
         """Begins to follow the shards."""
         self._evaluator = evaluator
-        _, clients = connect(endpoints, token, config, self._stack)
-        self._host = self._stack.enter_context(
-            CoordinatorHost(
-                schedule,
-                clients,
-                self._evaluate,
-                lease_s=config.lease_s,
-                patience_s=config.patience_s,
-                started_at=started_at,
-                run_dir=run_dir,
-            )
-        )
+        _, clients = connect(endpoints, token, spec.config.cluster, self._stack)
+        self._host = self._stack.enter_context(CoordinatorHost(spec, clients, self._evaluate))
 
     def report(self, report: ReplicaReport) -> Orders:
         """See :class:`~distbelief.types.CoordinatorService`."""
@@ -237,7 +217,7 @@ class CoordinatorActor(_Actor):
         """Orders all replicas to end."""
         self._host.stop()
 
-    def conclude(self, model_file: Path) -> Report:
+    def conclude(self, model_file: str) -> Report:
         """See :meth:`CoordinatorHost.conclude`."""
 
         def write() -> None:

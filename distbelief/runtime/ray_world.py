@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distbelief.errors import ProcessLostError
 from distbelief.observe.report import Report
+from distbelief.runtime.coordinator_host import HostSpec
 from distbelief.runtime.placement import REPLICA, SHARD
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.ray_actors import (
@@ -36,6 +36,9 @@ from distbelief.runtime.world import ReplicaEnd
 from distbelief.transport.client import ShardClient
 
 START_S = 180.0
+SLOW_NBYTES_PER_S = 10e6
+"""What a slow storage takes or gives."""
+
 CALL_S = 60.0
 CLOSE_S = 15.0
 
@@ -71,9 +74,13 @@ class RayWorld:
     def __enter__(self) -> RayWorld:
         config = self._config
         with ExitStack() as stack:
+            where = self._cluster.address
+            self._say("starting Ray" if where is None else f"joining the Ray cluster at {where}")
             stack.enter_context(
                 connected(self._cluster, n_shards=config.shards, n_replicas=config.replicas)
             )
+            self._stop.catch()
+            self._say(f"starting {config.shards} shards and {config.replicas} replicas")
             stack.callback(self._clear)
             gpu = self._decide_device()
             self._groups.reserve(
@@ -138,7 +145,7 @@ class RayWorld:
         """See :class:`World`."""
         self._get(self._coordinator.stop.remote())
 
-    def conclude(self, model_file: Path) -> Report:
+    def conclude(self, model_file: str) -> Report:
         """See :class:`World`."""
         report: Report = self._get(self._coordinator.conclude.remote(model_file), timeout_s=None)
         return report
@@ -168,24 +175,15 @@ class RayWorld:
         self._spares = {slot: self._replica_actor(slot) for slot in self._free_slots}
         self._endpoints = self._await_start(
             [
-                actor.start.remote(prepared.shard_spec(i), self._token)
+                actor.start.remote(prepared.shard_spec(i), self._token, prepared.probe)
                 for i, actor in enumerate(shards)
             ]
         )
         ready = evaluator.start.remote(self._spec, self._endpoints, self._token)
-        for e in self._endpoints:
-            with ShardClient(
-                e.shard, e.address, self._token, timeout_s=self._config.rpc_timeout_s
-            ) as client:
-                client.load(prepared.initial[e.begin : e.end])
+        if prepared.resumed is None:
+            self._load()
         following = self._coordinator.start.remote(
-            prepared.schedule,
-            self._endpoints,
-            self._token,
-            self._config,
-            evaluator,
-            prepared.started_at,
-            prepared.run_dir,
+            HostSpec.of(prepared), self._endpoints, self._token, evaluator
         )
         self._await_start([following])
         for e in self._endpoints:
@@ -201,6 +199,14 @@ class RayWorld:
             self._watched[actor.watch.remote()] = f"shard {i}"
         self._watched[self._coordinator.watch.remote()] = "the coordinator"
         self._watched[evaluator.watch.remote()] = "the evaluator"
+
+    def _load(self) -> None:
+        """Gives the shards the initial values."""
+        for e in self._endpoints:
+            with ShardClient(
+                e.shard, e.address, self._token, timeout_s=self._config.rpc_timeout_s
+            ) as client:
+                client.load(self._prepared.initial[e.begin : e.end])
 
     def _actor(self, kind: type[Any], role: str, index: int, threads: Threads) -> Handle:
         bundle = self._groups.bundle(role, index)
@@ -260,11 +266,14 @@ class RayWorld:
 
     def _await_start(self, refs: list[Ref]) -> list[Any]:
         """The answers of actors that start, unless the user stops the run meanwhile."""
-        give_up_at = time.monotonic() + START_S
+        # Large shards take their time to come from a snapshot, and to be written into the first.
+        allowed_s = START_S + 16 * self._prepared.layout.size / SLOW_NBYTES_PER_S
+        give_up_at = time.monotonic() + allowed_s
         while len(_ready(refs, len(refs), SLICE_S)) < len(refs):
             self._check_stop()
             if time.monotonic() > give_up_at:
-                raise ProcessLostError("a process", f"it did not start within {START_S:g} s")
+                cause = f"it did not start within {allowed_s:.0f} s"
+                raise ProcessLostError("a shard, the coordinator or the evaluator", cause)
         try:
             return list(ray.get(refs))
         except RayError as error:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from distbelief.errors import DistBeliefError, RunError, as_distbelief_error
-from distbelief.observe.report import Report, progress_line, summary
+from distbelief.errors import DistBeliefError, RunError, UnexpectedError, as_distbelief_error
+from distbelief.observe.report import Report, summary
+from distbelief.observe.view import View
+from distbelief.runtime.folder import MODEL, SUMMARY
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.world import ReplicaEnd, World
 from distbelief.storage import write_json
 
-Say = Callable[[str], None]
-
 MAX_BARREN_DEATHS = 3
 """So many replicas dying one after another, none of which did an item, end the run."""
 
-LINE_S = 3.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 WAIT_S = 0.25
 DRAIN_S = 60.0
 
@@ -33,6 +36,9 @@ class Stop:
 
     event: threading.Event = field(default_factory=threading.Event)
     signals: int = 0
+    catching: bool = False
+    starting: bool = False
+    """Whether the run is being started, where nobody else tells that the signal has come."""
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks; the second one insists."""
@@ -40,6 +46,17 @@ class Stop:
         self.event.set()
         if self.signals > 1:
             raise KeyboardInterrupt
+        if self.starting:  # no print here: a signal may have come in the middle of one
+            os.write(sys.stderr.fileno(), b"stopping: what has been started is ended first\n")
+
+    def catch(self) -> None:
+        """Takes the signals again, from whatever library has put its own handlers in place.
+
+        Ray does, and would end the process at SIGTERM without a word to its actors.
+        """
+        if self.catching:
+            for number in SIGNALS:
+                signal.signal(number, self.on_signal)
 
 
 @contextmanager
@@ -52,31 +69,46 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop.on_signal) for number in numbers]
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop.catching = True
+    stop.catch()
     try:
         yield stop
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        stop.catching = False
+        for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
 
 class Supervisor:
     """One run in a world."""
 
-    def __init__(self, world: World, prepared: Prepared, stop: Stop, say: Say) -> None:
+    def __init__(self, world: World, prepared: Prepared, stop: Stop, view: View) -> None:
         self._world = world
         self._prepared = prepared
         self._stop = stop
-        self._say = say
+        self._view = view
+        self._say = view.say
         self._n_replicas = prepared.config.cluster.replicas
-        self._started = 0
+        self._started = prepared.first_replica
+        self._snapshot_told: int | None = None
+        self._failure_told: str | None = None
         self._running: set[int] = set()
         self._awaited: list[tuple[dict[str, Any], float, int]] = []
-        self._recoveries: list[dict[str, Any]] = []
+        before = prepared.before
+        self._recoveries: list[dict[str, Any]] = [
+            *(before.summary.get("recoveries", []) if before else [])
+        ]
         self._barren_deaths = 0
         self._examples_at_death = 0
         self._last_report: Report | None = None
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether anything has been applied since the start."""
+        applied = self._last_report.examples_applied if self._last_report else 0
+        resumed = self._prepared.resumed
+        return applied > (resumed.examples_applied if resumed else 0)
 
     def run(self) -> dict[str, Any]:
         """Runs to the end, or to the user's stop; returns what went into ``summary.json``.
@@ -95,6 +127,7 @@ class Supervisor:
         try:
             if isinstance(error, KeyboardInterrupt):
                 self._write_summary("interrupted")
+                self._world.emit("end", status="interrupted")
                 return
             cause = str(as_distbelief_error(error))
             self._write_summary("failed", cause=cause)
@@ -107,7 +140,6 @@ class Supervisor:
         if not self._stop.event.is_set():
             for _ in range(self._n_replicas):
                 self._start_replica()
-        told_at = time.monotonic()
         while True:
             ends = self._world.wait(WAIT_S)
             report = self._report()
@@ -118,11 +150,10 @@ class Supervisor:
                 if end.error is not None:
                     self._replace(end, end.error, report)
             self._note_recoveries(report)
+            self._note_snapshot(report)
             if report.finished or self._stop.event.is_set():
                 break
-            if time.monotonic() - told_at >= LINE_S:
-                told_at = time.monotonic()
-                self._say(progress_line(report))
+            self._view.show(report)
         return self._end("finished" if report.finished else "interrupted")
 
     def _report(self) -> Report:
@@ -131,7 +162,7 @@ class Supervisor:
 
     def _end(self, status: str) -> dict[str, Any]:
         if status == "interrupted":
-            self._say("stopping: each replica finishes its item (once more to stop at once)")
+            self._say("stopping: each replica finishes its item (once more not to wait)")
         self._world.stop()
         give_up_at = time.monotonic() + DRAIN_S
         while self._running and time.monotonic() < give_up_at:
@@ -141,8 +172,8 @@ class Supervisor:
                     self._world.replica_lost(end.replica, str(end.error))
         if self._running:
             self._world.emit("not_drained", replicas=sorted(self._running))
-        self._last_report = self._world.conclude(self._prepared.run_dir / "model.safetensors")
-        self._say(progress_line(self._last_report))
+        self._last_report = self._world.conclude(MODEL)
+        self._view.show(self._last_report, last=True)
         self._world.emit("end", status=status)
         return self._write_summary(status)
 
@@ -157,7 +188,9 @@ class Supervisor:
         n_items = self._world.replica_lost(end.replica, str(error))
         if report.finished or self._stop.event.is_set():
             return
-        if end.fatal:
+        # What fails before anything was done, of itself, will fail again.
+        of_itself = isinstance(error, UnexpectedError) and report.examples_applied == 0
+        if end.fatal or of_itself:
             raise error
         self._count_barren(end.replica, error, report)
         successor = self._start_replica()
@@ -194,6 +227,17 @@ class Supervisor:
                 self._world.emit("replica_replaced", **about, replica=successor)
                 self._awaited.remove(entry)
 
+    def _note_snapshot(self, report: Report) -> None:
+        """The summary is as new as the newest snapshot."""
+        snapshot = report.snapshot or {}
+        number, failed = snapshot.get("number"), snapshot.get("failed")
+        if failed and failed != self._failure_told:
+            self._say(f"a snapshot failed, and is tried again: {failed}")
+        self._failure_told = failed
+        if number != self._snapshot_told:
+            self._snapshot_told = number
+            self._write_summary("running")
+
     def _write_summary(self, status: str, cause: str = "") -> dict[str, Any]:
         cluster = self._prepared.config.cluster
         written = summary(
@@ -205,5 +249,5 @@ class Supervisor:
         )
         if cause:
             written["cause"] = cause
-        write_json(self._prepared.run_dir / "summary.json", written)
+        write_json(self._prepared.storage, SUMMARY, written)
         return written

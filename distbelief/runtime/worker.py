@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from distbelief.config import TrainConfig
-from distbelief.data.dataset import Dataset, open_data
+from distbelief.data.dataset import Dataset
 from distbelief.data.loader import BatchLoader
 from distbelief.data.transforms import TrainTransform
 from distbelief.errors import ConfigError, DataError
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
+from distbelief.product.frozen import load_frozen
 from distbelief.replica.buffers import FlatModel
 from distbelief.replica.downpour import Downpour
 from distbelief.replica.exchange import Exchange, ShardPort
 from distbelief.replica.feed import Feed
 from distbelief.replica.reporter import Progress, Reporter
-from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
-from distbelief.runtime.prepare import Prepared, build_model, digests_of
+from distbelief.replica.step import BufferWatch, ImageInput, Step, resolve_device, resolve_precision
+from distbelief.runtime.folder import Probe
+from distbelief.runtime.prepare import Prepared, digests_of
+from distbelief.runtime.task import Task
+from distbelief.storage import storage_at
 from distbelief.types import CoordinatorService, Weights
 
 BATCHES_AHEAD = 2
@@ -45,16 +50,20 @@ class ModelSpec:
     """What a process needs to build the run's model and data as all others do."""
 
     config: TrainConfig
+    task: Task
     plan: ItemPlan
     layout: str
     n_outputs: int
     digests: tuple[str, ...]
+    probe: Probe | None = None
 
     @classmethod
     def of(cls, prepared: Prepared) -> ModelSpec:
         """What a replica or an evaluator of the run must know."""
         return cls(
             config=prepared.config,
+            task=prepared.task,
+            probe=prepared.probe,
             plan=prepared.plan,
             layout=prepared.layout.fingerprint,
             n_outputs=prepared.n_outputs,
@@ -67,14 +76,18 @@ class ModelSpec:
         Raises:
             UsageError: this host sees other images, or builds another model, than the run's start.
         """
-        dataset = open_data(self.config.data, self.config.seed)
+        if self.probe is not None:
+            self.probe.check()
+        dataset = self.task.open_data(self.config)
         if digests_of(dataset) != self.digests:
             raise DataError(
-                str(self.config.data.data),
+                self.config.data.source,
                 f"host {os.uname().nodename} sees other images there than the host that started "
                 f"the run; give a path that is the same on every host",
             )
-        model = build_model(self.config, self.n_outputs)
+        model = self.task.build_model(self.config, self.n_outputs)
+        if self.config.init_from is not None:
+            load_frozen(model, storage_at(str(self.config.run_dir)))
         layout = Layout.of(model.named_parameters(), bias_rate=self.config.optimizer.bias_rate)
         if layout.fingerprint != self.layout:
             raise ConfigError(
@@ -112,8 +125,10 @@ def run_replica(
         aux_weight=config.model.aux_weight,
         device=device,
         precision=resolve_precision(config.replica.precision, device),
+        loss=spec.task.loss,
+        watch=BufferWatch(flat.model),
     )
-    transform = TrainTransform(config.data.image_size)
+    transform = TrainTransform.of(config.data)
     with (
         BatchLoader(dataset.train, transform, config.seed, n_loaders) as loader,
         Exchange(
@@ -125,7 +140,8 @@ def run_replica(
         ) as exchange,
     ):
         ahead = BATCHES_AHEAD * max(1, n_loaders)
-        feed = Feed(spec.plan, config.seed, loader.submit, batches_ahead=ahead)
+        order = partial(dataset.train.epoch_order, config.seed)
+        feed = Feed(spec.plan, order, loader.submit, batches_ahead=ahead)
         progress = Progress()
         loop = Downpour(
             replica=replica,
@@ -139,6 +155,7 @@ def run_replica(
             seed=config.seed,
             max_norm=config.optimizer.max_norm,
             clip_norm=config.optimizer.clip_norm,
+            name_of=dataset.train.name,
         )
         with Reporter(coordinator, feed, progress, replica) as reporter:
             loop.run(reporter)

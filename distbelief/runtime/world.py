@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -27,7 +26,7 @@ class ReplicaEnd:
 class World(Protocol):
     """Processes or threads of one run. A context manager that leaves nothing behind.
 
-    ``__enter__`` returns once the shards hold the initial values and the coordinator answers.
+    ``__enter__`` returns once the shards hold their values and the coordinator answers.
     """
 
     def __enter__(self) -> Self: ...
@@ -67,9 +66,10 @@ class World(Protocol):
         """Orders all replicas to end after what they are computing; does not block."""
         ...
 
-    def conclude(self, model_file: Path) -> Report:
+    def conclude(self, model_file: str) -> Report:
         """After the last replica: a last look at the shards, and at their averaged weights.
 
-        Writes these to ``model_file``, evaluates them, and returns how the run ended.
+        Takes a last snapshot, writes the weights to ``model_file`` in the run's folder, evaluates
+        them, and returns how the run ended.
         """
         ...

@@ -9,6 +9,8 @@ after n items, so that a short run is not held to its initial values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from distbelief.config import AveragingConfig
@@ -59,6 +61,22 @@ class PolyakAverage:
             self._move(parameters, weight / self._weight)
         self._examples_at_update = examples
         self._pending_pushes = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """The counts, for a snapshot; the average itself is what :meth:`read` returns."""
+        return {
+            "pending_pushes": self._pending_pushes,
+            "examples_at_update": self._examples_at_update,
+            "weight": self._weight,
+        }
+
+    def restore(self, counts: Mapping[str, int], values: torch.Tensor | None) -> None:
+        """Goes on from a snapshot; ``values``, ``(n,) float32``, is None without an average."""
+        self._pending_pushes = int(counts["pending_pushes"])
+        self._examples_at_update = int(counts["examples_at_update"])
+        if values is not None and self._kind != "none":
+            self._weight = max(1, int(counts["weight"]))
+            self._values.copy_(values)
 
     def read(self, parameters: torch.Tensor) -> torch.Tensor:
         """The average, or ``parameters`` where there is none; not to be written to."""

@@ -10,15 +10,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from distbelief.errors import DataError
+from distbelief.storage import Storage
+
+FOLDER = "pushes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogHeader:
-    """Which shard wrote the log, and where it started from."""
+    """Which shard wrote the log, and where it started from.
+
+    A shard that began with a snapshot names it, its own clock then, and the ``sources``: shard,
+    number of shards, incarnation and clock of each shard's state that it took a part of, and the
+    items that were ``set_aside`` there.
+    """
 
     shard: int
     n_shards: int
@@ -27,6 +34,8 @@ class LogHeader:
     incarnation: int
     snapshot: int | None = None
     clock: int = 0
+    sources: tuple[tuple[int, int, int, int], ...] = ()
+    set_aside: tuple[int, ...] = ()
 
     @property
     def file_name(self) -> str:
@@ -47,18 +56,27 @@ class LogEntry:
     skipped: tuple[int, ...] = ()
 
 
+def incarnation_of(file_name: str) -> int:
+    """The incarnation of the shard whose log bears that name; 0 if it is no log's."""
+    number = file_name.removesuffix(".jsonl").rpartition(".")[2]
+    return int(number) if number.isdigit() else 0
+
+
 class PushLog:
     """Appends entries to a log. One writer; entries reach the file at :meth:`flush`."""
 
-    def __init__(self, folder: Path, header: LogHeader) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / header.file_name).open("x", encoding="utf-8")
+    def __init__(self, storage: Storage, header: LogHeader) -> None:
+        self._file = storage.open_log(f"{FOLDER}/{header.file_name}", new=True)
         self._file.write(json.dumps(asdict(header)) + "\n")
-        self._file.flush()
+        self._file.sync()
 
     def append(self, entry: LogEntry) -> None:
         """Adds one entry to the buffer."""
         self._file.write(json.dumps(asdict(entry)) + "\n")
+
+    def sync(self) -> None:
+        """Returns when what was appended will survive a crash; any thread may call."""
+        self._file.sync()
 
     def set_aside(self, item: int, reason: str) -> None:
         """Notes that an item will never be applied."""
@@ -81,16 +99,17 @@ class SetAside:
     reason: str
 
 
-def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
+def read_log(storage: Storage, name: str) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
     """The header and the entries of a log; a last line cut short by a crash is left out.
 
     Raises:
         DataError: the file is not a push log, or is damaged before its last line.
     """
+    path = f"{storage.url}/{FOLDER}/{name}"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = storage.read_log(f"{FOLDER}/{name}").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"cannot be read: {error}") from error
+        raise DataError(path, f"cannot be read: {error}") from error
     if lines[-1]:  # no newline at the end: the writer died within this line
         lines[-1] = ""
 
@@ -98,9 +117,9 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
         try:
             value = json.loads(lines[number])
         except (ValueError, RecursionError) as error:
-            raise DataError(str(path), f"line {number + 1} is damaged: {error}") from error
+            raise DataError(path, f"line {number + 1} is damaged: {error}") from error
         if not isinstance(value, dict):
-            raise DataError(str(path), f"line {number + 1} is not an object")
+            raise DataError(path, f"line {number + 1} is not an object")
         return value
 
     def entries() -> Iterator[LogEntry | SetAside]:
@@ -120,15 +139,19 @@ def read_log(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
                     skipped=tuple(int(index) for index in value["skipped"]),
                 )
             except (TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
-                raise DataError(str(path), f"line {number + 1} is no push: {error}") from error
+                raise DataError(path, f"line {number + 1} is no push: {error}") from error
 
     try:
         fields = parse(0)
         snapshot = fields.pop("snapshot", None)
+        sources = [tuple(map(int, source)) for source in fields.pop("sources", ())]
+        aside = tuple(map(int, fields.pop("set_aside", ())))
         header = LogHeader(
             **{name: int(value) for name, value in fields.items()},
             snapshot=None if snapshot is None else int(snapshot),
+            sources=tuple((s, n, i, c) for s, n, i, c in sources),
+            set_aside=aside,
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(str(path), f"line 1 is no header: {error}") from error
+        raise DataError(path, f"line 1 is no header: {error}") from error
     return header, entries()

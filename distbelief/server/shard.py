@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from distbelief.config import AveragingConfig, OptimizerConfig
-from distbelief.errors import ShardRefusedError
-from distbelief.layout import Segment
+from distbelief.errors import ProcessLostError, ShardRefusedError
+from distbelief.server.account import Account
 from distbelief.server.admission import (
     AdmissionRules,
     Verdict,
@@ -19,55 +15,25 @@ from distbelief.server.admission import (
     check_version,
     staleness,
 )
-from distbelief.server.applied import ItemSet
 from distbelief.server.averaging import PolyakAverage
+from distbelief.server.pause import Capture, Gate, Pause
 from distbelief.server.pushlog import LogEntry, LogHeader, PushLog
+from distbelief.server.restore import Restore, restore
 from distbelief.server.rules import make_rule
+from distbelief.server.spec import ShardSpec
+from distbelief.server.statefile import digest, file_name, image, snapshot_folder
 from distbelief.server.writer import Writer
-from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
-
-STALENESS_SMOOTHING = 0.02
-"""Weight of each push in the staleness that the next ones are expected to have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSpec:
-    """All that a shard must know to start; plain values, no parameters.
-
-    Attributes:
-        index: Which shard, from 0.
-        n_shards: Shards of the run.
-        begin: First element of the flat vector.
-        end: End of its elements.
-        segments: What differs by range, counted from ``begin``.
-        layout: Fingerprint of the layout.
-        incarnation: How many times this shard has been started, from 1.
-        examples_per_item: Examples of a whole item, the unit of the average's decay.
-        total_examples: Examples of the whole run, for averages over its tail.
-        n_replicas: The queue has room for a push and a fetch of each.
-        optimizer: The update rule.
-        averaging: The Polyak average.
-        log_folder: Where the push log goes.
-    """
-
-    index: int
-    n_shards: int
-    begin: int
-    end: int
-    segments: tuple[Segment, ...]
-    layout: str
-    incarnation: int
-    examples_per_item: int
-    total_examples: int
-    n_replicas: int
-    optimizer: OptimizerConfig
-    averaging: AveragingConfig
-    log_folder: Path
-
-    @property
-    def size(self) -> int:
-        """Elements of the shard."""
-        return self.end - self.begin
+from distbelief.types import (
+    Intervals,
+    Push,
+    PushReply,
+    PushStatus,
+    Refusal,
+    ShardFile,
+    ShardState,
+    Version,
+    Weights,
+)
 
 
 class Shard:
@@ -82,7 +48,6 @@ class Shard:
 
     def __init__(self, spec: ShardSpec, *, busy_after_s: float = 30.0) -> None:
         self.spec = spec
-        self._writer = Writer(spec.index, 2 * spec.n_replicas + 8, busy_after_s)
         self._admission = AdmissionRules(
             layout=spec.layout,
             incarnation=spec.incarnation,
@@ -100,28 +65,31 @@ class Shard:
             total_examples=spec.total_examples,
         )
         self._loaded = False
-        self._clock = 0
-        self._examples = 0
-        self._skipped = 0
-        self._rate = 0.0
-        self._expected_staleness = 0.0
-        self._applied = ItemSet()
-        self._set_aside: dict[int, str] = {}
-        self._repeated = 0
-        self._refused: Counter[str] = Counter()
-        self._staleness: Counter[int] = Counter()
+        self._account = Account()
+        self._gate = Gate(self._capture)
+        # Whoever waits for a pause's end must not wait for a writer that has ended.
+        room = 2 * spec.n_replicas + 8
+        self._writer = Writer(spec.index, room, busy_after_s, on_end=self._gate.abandon)
+        self._nbytes_received = 0
+        self._nbytes_sent = 0
         self._open = False
 
     def __enter__(self) -> Shard:
         spec = self.spec
+        if spec.restore is not None:
+            self._restore(spec.restore)
         self._log = PushLog(  # only now, since it makes a file
-            spec.log_folder,
+            spec.storage,
             LogHeader(
                 shard=spec.index,
                 n_shards=spec.n_shards,
                 begin=spec.begin,
                 end=spec.end,
                 incarnation=spec.incarnation,
+                snapshot=None if spec.restore is None else spec.restore.snapshot,
+                clock=self._account.clock,
+                sources=() if spec.restore is None else spec.restore.sources,
+                set_aside=tuple(sorted(self._account.set_aside)),
             ),
         )
         self._writer.start()
@@ -144,9 +112,10 @@ class Shard:
         self._writer.close()
         try:
             self._log.close()
-        except OSError:
+        except OSError as error:
             if self._writer.failure is None:  # else this is what the shard was lost for
-                raise
+                cause = f"its push log cannot be written: {error.strerror or error}"
+                raise ProcessLostError(f"shard {self.spec.index}", cause) from error
 
     @property
     def failure(self) -> str | None:
@@ -156,7 +125,7 @@ class Shard:
     @property
     def version(self) -> Version:
         """The present version; a moment later it may be another."""
-        return Version(self.spec.incarnation, self._clock)
+        return Version(self.spec.incarnation, self._account.clock)
 
     def load(self, values: torch.Tensor) -> None:
         """See :class:`~distbelief.types.ShardService`."""
@@ -176,22 +145,87 @@ class Shard:
     def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
         """See :class:`~distbelief.types.ParameterService`."""
         verdict = check_content(push, self._admission)
-        return self._writer.ask(lambda: self._push(push, fetch_into, verdict))
+        while True:
+            outcome = self._writer.ask(lambda: self._push(push, fetch_into, verdict))
+            if isinstance(outcome, PushReply):
+                return outcome
+            outcome.wait()
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:
         """See :class:`~distbelief.types.ShardService`."""
 
         def mark() -> None:
             for item in items:
-                if item not in self._applied and item not in self._set_aside:
-                    self._set_aside[item] = reason
+                if item not in self._account:
+                    self._account.set_aside[item] = reason
                     self._log.set_aside(item, reason)
+                    self._gate.note(item)
+            self._log.flush()
 
         self._writer.ask(mark)
 
     def state(self) -> ShardState:
         """See :class:`~distbelief.types.ShardService`; also hands the push log to the system."""
         return self._writer.ask(self._state)
+
+    def pause(self, seconds: float) -> ShardState:
+        """See :class:`~distbelief.types.ShardService`."""
+
+        def begin() -> ShardState:
+            self._gate.begin(Pause(seconds))
+            return self._state()
+
+        return self._writer.ask(begin)
+
+    def save(self, snapshot: int, items: Intervals, seconds: float) -> ShardFile:
+        """See :class:`~distbelief.types.ShardService`."""
+
+        def admit() -> Pause:
+            self._require_loaded()
+            pause = Pause(seconds, frozenset(self._account.missing(items)))
+            self._gate.begin(pause)
+            if not pause.missing:
+                self._gate.finish(pause)
+            return pause
+
+        pause = self._writer.ask(admit)
+        pause.complete.wait(seconds)
+        return self._write(snapshot, self._writer.ask(lambda: self._gate.finish(pause)))
+
+    def _write(self, snapshot: int, capture: Capture) -> ShardFile:
+        spec = self.spec
+        name = file_name(spec.index, spec.n_shards)
+        try:
+            self._log.sync()
+            spec.storage.write(f"{snapshot_folder(snapshot)}/{name}", capture.content)
+        except OSError as error:
+            detail = f"cannot write to {spec.storage.url}: {error.strerror or error}"
+            raise ShardRefusedError(spec.index, "cannot_save", detail) from error
+        return ShardFile(
+            name=name,
+            nbytes=len(capture.content),
+            sha256=digest(capture.content),
+            n_shards=spec.n_shards,
+            state=capture.state,
+            paused_s=capture.paused_s,
+        )
+
+    def _capture(self) -> Capture:
+        tensors = {"parameters": self._parameters, **self._rule.slots}
+        if self._average.started:
+            tensors["average"] = self._average.read(self._parameters)
+        about = {"account": self._account.to_dict(), "average": self._average.to_dict()}
+        return Capture(image(tensors, about), self._state())
+
+    def _restore(self, wanted: Restore) -> None:
+        spec = self.spec
+        found = restore(spec.storage, wanted, spec.begin, spec.end)
+        self._parameters.copy_(found.tensors["parameters"])
+        for name, slot in self._rule.slots.items():
+            slot.copy_(found.tensors[name])
+        self._average.restore(found.average, found.tensors.get("average"))
+        self._account = found.account
+        self._loaded = True
 
     def _require_loaded(self) -> None:
         if not self._loaded:
@@ -206,9 +240,9 @@ class Shard:
                 Refusal.SIZE,
                 f"{values.numel()} values for {self.spec.size} parameters",
             )
-        if self._clock:
+        if self._account.clock:
             raise ShardRefusedError(
-                self.spec.index, "too_late", f"it has applied {self._clock} pushes already"
+                self.spec.index, "too_late", f"it has applied {self._account.clock} pushes already"
             )
         self._parameters.copy_(values)
         self._loaded = True
@@ -230,22 +264,28 @@ class Shard:
             first = begin - self.spec.begin
             out.copy_(source[first : end - self.spec.begin])
             if weights is Weights.PREDICTED:
-                self._rule.predict(out, first, self._rate, self._expected_staleness)
+                account = self._account
+                self._rule.predict(out, first, account.rate, account.expected_staleness)
+            self._nbytes_sent += 4 * out.numel()
         return self.version
 
     def _push(
         self, push: Push, fetch_into: torch.Tensor | None, verdict: Verdict | None
-    ) -> PushReply:
+    ) -> PushReply | Pause:
         self._require_loaded()
-        if push.item in self._applied:
-            self._repeated += 1
+        account = self._account
+        if push.item in account.applied:
+            account.repeated += 1
             status, stale = PushStatus.ALREADY_APPLIED, None
-        elif push.item in self._set_aside:
+        elif push.item in account.set_aside:
             status, stale = PushStatus.SET_ASIDE, None
+        elif (pause := self._gate.held(push.item)) is not None:
+            return pause
         else:
             verdict = verdict or check_version(push.base, self.version, self._admission)
             if verdict is not None:
-                self._refused[verdict.reason] += 1
+                account.refused[verdict.reason] += 1
+                self._gate.refused(push.item)
                 return PushReply(
                     status=PushStatus.REFUSED,
                     version=self.version,
@@ -263,19 +303,13 @@ class Shard:
 
     def _apply(self, push: Push, stale: int | None) -> None:
         self._rule.apply(self._parameters, push.gradient, push.rate)
-        self._clock += 1
-        self._examples += push.examples
-        self._skipped += len(push.skipped)
-        self._applied.add(push.item)
-        self._rate = push.rate
-        if stale is not None:
-            self._staleness[stale] += 1
-            self._expected_staleness += STALENESS_SMOOTHING * (stale - self._expected_staleness)
-        self._average.update(self._parameters, self._examples)
+        self._account.add(push, stale)
+        self._nbytes_received += 4 * push.gradient.numel()
+        self._average.update(self._parameters, self._account.examples)
         self._log.append(
             LogEntry(
                 item=push.item,
-                clock=self._clock,
+                clock=self._account.clock,
                 base=(push.base.incarnation, push.base.clock),
                 rate=push.rate,
                 replica=push.replica,
@@ -283,21 +317,26 @@ class Shard:
                 skipped=push.skipped,
             )
         )
+        self._gate.note(push.item)
 
     def _state(self) -> ShardState:
         self._log.flush()
+        account = self._account
         return ShardState(
             shard=self.spec.index,
             incarnation=self.spec.incarnation,
             begin=self.spec.begin,
             end=self.spec.end,
             loaded=self._loaded,
-            clock=self._clock,
-            examples=self._examples,
-            skipped=self._skipped,
-            applied=self._applied.intervals,
-            set_aside=dict(self._set_aside),
-            repeated=self._repeated,
-            refused=dict(self._refused),
-            staleness=dict(self._staleness),
+            clock=account.clock,
+            examples=account.examples,
+            skipped=account.skipped,
+            applied=account.applied.intervals,
+            set_aside=dict(account.set_aside),
+            repeated=account.repeated,
+            refused=dict(account.refused),
+            staleness=dict(account.staleness),
+            queued=self._writer.queued,
+            nbytes_received=self._nbytes_received,
+            nbytes_sent=self._nbytes_sent,
         )

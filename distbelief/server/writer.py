@@ -28,9 +28,17 @@ class Writer:
         shard: Which shard, for the thread's name and for errors.
         room: Tasks that may wait.
         busy_after_s: How long a task waits for room.
+        on_end: Called by the thread when it takes no more tasks.
     """
 
-    def __init__(self, shard: int, room: int, busy_after_s: float) -> None:
+    def __init__(
+        self,
+        shard: int,
+        room: int,
+        busy_after_s: float,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_end = on_end
         self._shard = shard
         self._busy_after_s = busy_after_s
         self._tasks: queue.Queue[_Task[Any] | None] = queue.Queue(room)
@@ -39,6 +47,11 @@ class Writer:
         self._thread: threading.Thread | None = None
         self.failure: str | None = None
         """What a task raised that left the state in doubt; no task is done any more then."""
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait."""
+        return self._tasks.qsize()
 
     def start(self) -> None:
         """Begins to take tasks."""
@@ -93,6 +106,7 @@ class Writer:
                 task.result.set_exception(lost)
                 break
         self._ended.set()
+        self._on_end()
         self._fail_the_rest()
 
     def _fail_the_rest(self) -> None:

@@ -16,9 +16,20 @@ from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
 from distbelief.transport.service import MAX_MESSAGE_NBYTES, REASON_KEY, SERVICE, authorization
-from distbelief.types import Push, PushReply, ShardState, Version, Weights
+from distbelief.types import (
+    Intervals,
+    Push,
+    PushReply,
+    ShardFile,
+    ShardState,
+    Version,
+    Weights,
+)
 
 Call = Callable[..., Any]
+
+SAVE_S = 900.0
+"""Deadline of writing a shard's state, to whatever storage."""
 
 FINAL_CODES = frozenset(
     {
@@ -62,6 +73,8 @@ class ShardClient:
             f"{name}SetAside", encode, pb.SetAsideReply.FromString
         )
         self._state: Call = channel.unary_unary(f"{name}State", encode, pb.StateReply.FromString)
+        self._pause: Call = channel.unary_unary(f"{name}Pause", encode, pb.StateReply.FromString)
+        self._save: Call = channel.unary_unary(f"{name}Save", encode, pb.SaveReply.FromString)
         self._health: Call = channel.unary_unary(f"{name}Health", encode, pb.HealthReply.FromString)
 
     def __enter__(self) -> ShardClient:
@@ -133,6 +146,26 @@ class ShardClient:
         with self._errors():
             return records.state_from_wire(
                 self._state(pb.StateRequest(), timeout=self._timeout_s, metadata=self._metadata)
+            )
+
+    def pause(self, seconds: float) -> ShardState:
+        """See :class:`~distbelief.types.ShardService`."""
+        with self._errors():
+            return records.state_from_wire(
+                self._pause(
+                    pb.PauseRequest(seconds=seconds),
+                    timeout=self._timeout_s,
+                    metadata=self._metadata,
+                )
+            )
+
+    def save(self, snapshot: int, items: Intervals, seconds: float) -> ShardFile:
+        """See :class:`~distbelief.types.ShardService`; writing may take long."""
+        with self._errors():
+            request = records.save_to_wire(snapshot, items, seconds)
+            timeout_s = SAVE_S + seconds
+            return records.file_from_wire(
+                self._save(request, timeout=timeout_s, metadata=self._metadata)
             )
 
     def healthy(self) -> bool:

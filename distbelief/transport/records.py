@@ -9,7 +9,17 @@ import torch
 
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import MalformedError
-from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
+from distbelief.types import (
+    Intervals,
+    Push,
+    PushReply,
+    PushStatus,
+    Refusal,
+    ShardFile,
+    ShardState,
+    Version,
+    Weights,
+)
 
 _STATUS = {
     PushStatus.APPLIED: pb.PUSH_STATUS_APPLIED,
@@ -143,6 +153,9 @@ def state_to_wire(state: ShardState) -> pb.StateReply:
         repeated_pushes=state.repeated,
         refused=state.refused,
         staleness=state.staleness,
+        queued=state.queued,
+        nbytes_received=state.nbytes_received,
+        nbytes_sent=state.nbytes_sent,
     )
 
 
@@ -162,4 +175,45 @@ def state_from_wire(reply: pb.StateReply) -> ShardState:
         repeated=reply.repeated_pushes,
         refused=dict(reply.refused),
         staleness=dict(reply.staleness),
+        queued=reply.queued,
+        nbytes_received=reply.nbytes_received,
+        nbytes_sent=reply.nbytes_sent,
+    )
+
+
+def save_to_wire(snapshot: int, items: Intervals, seconds: float) -> pb.SaveRequest:
+    """A request to save."""
+    return pb.SaveRequest(
+        snapshot=snapshot,
+        items=[pb.Interval(begin=b, end=e) for b, e in items],
+        seconds=seconds,
+    )
+
+
+def save_from_wire(request: pb.SaveRequest) -> tuple[int, Intervals, float]:
+    """What a request to save asks for."""
+    return request.snapshot, tuple((i.begin, i.end) for i in request.items), request.seconds
+
+
+def file_to_wire(file: ShardFile) -> pb.SaveReply:
+    """What was saved."""
+    return pb.SaveReply(
+        name=file.name,
+        nbytes=file.nbytes,
+        sha256=file.sha256,
+        n_shards=file.n_shards,
+        state=state_to_wire(file.state),
+        paused_s=file.paused_s,
+    )
+
+
+def file_from_wire(reply: pb.SaveReply) -> ShardFile:
+    """What was saved."""
+    return ShardFile(
+        name=reply.name,
+        nbytes=reply.nbytes,
+        sha256=reply.sha256,
+        n_shards=reply.n_shards,
+        state=state_from_wire(reply.state),
+        paused_s=reply.paused_s,
     )

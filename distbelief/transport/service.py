@@ -120,6 +120,8 @@ class ShardServer:
                 "Load": load_kind(guard(self._load), decoder(pb.LoadRequest), encode),
                 "SetAside": unary(guard(self._set_aside), pb.SetAsideRequest.FromString, encode),
                 "State": unary(guard(self._state), pb.StateRequest.FromString, encode),
+                "Pause": unary(guard(self._pause), pb.PauseRequest.FromString, encode),
+                "Save": unary(guard(self._save), pb.SaveRequest.FromString, encode),
                 "Health": unary(guard(self._health), pb.HealthRequest.FromString, encode),
             },
         )
@@ -193,6 +195,16 @@ class ShardServer:
         with _errors_as_status(context):
             state = self._shard.state()
         return records.state_to_wire(state)
+
+    def _pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.StateReply:
+        with _errors_as_status(context):
+            state = self._shard.pause(request.seconds)
+        return records.state_to_wire(state)
+
+    def _save(self, request: pb.SaveRequest, context: grpc.ServicerContext) -> pb.SaveReply:
+        with _errors_as_status(context):
+            file = self._shard.save(*records.save_from_wire(request))
+        return records.file_to_wire(file)
 
     def _health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReply:
         with _errors_as_status(context):

@@ -15,17 +15,18 @@ import pytest
 from distbelief.audit import audit
 from distbelief.config import TrainConfig
 from distbelief.observe.events import read_events
+from distbelief.observe.view import Lines
 from distbelief.runtime.supervisor import Stop
 from distbelief.runtime.train import train
+from distbelief.storage import Storage, storage_at
 
 
-def wait_for_event(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def wait_for_event(storage: Storage, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Polls the events of a run until one is as wanted; the test's timeout is the limit."""
     while True:
-        if path.exists():
-            for event in read_events(path):
-                if wanted(event):
-                    return event
+        for event in read_events(storage):
+            if wanted(event):
+                return event
         time.sleep(0.05)
 
 
@@ -35,9 +36,11 @@ def test_the_others_go_on_and_it_is_replaced(tiny: Callable[..., TrainConfig]) -
     config = tiny(address="local", replicas=2, shards=2, epochs=10_000, drawn_train=800)
     run_dir, stop = Path(str(config.run_dir)), Stop()
     result: dict[str, Any] = {}
-    runner = threading.Thread(target=lambda: result.update(train(config, lambda line: None, stop)))
+    runner = threading.Thread(
+        target=lambda: result.update(train(config, Lines(lambda line: None), stop))
+    )
     runner.start()
-    events = run_dir / "events.jsonl"
+    events = storage_at(run_dir)
     # Only once it has done items is it in the middle of its work.
     wait_for_event(events, lambda e: e["kind"] == "items" and 0 in e["replicas"])
     joined = wait_for_event(events, lambda e: e["kind"] == "replica_joined" and e["replica"] == 0)

@@ -14,8 +14,10 @@ from safetensors import safe_open
 from distbelief.audit import audit
 from distbelief.config import TrainConfig
 from distbelief.observe.events import read_events
+from distbelief.observe.view import Lines
 from distbelief.runtime.train import train
 from distbelief.server.pushlog import LogEntry, read_log
+from distbelief.storage import storage_at
 
 N_TRAIN = 20
 
@@ -41,7 +43,7 @@ def test_an_image_folder(tiny: Callable[..., TrainConfig], folder: Path) -> None
     config = tiny(
         data=str(folder), image_size=32, heads=True, lrn=True, init="caffe", epochs=3, lr=1e-3
     )
-    result = train(config, lambda line: None)
+    result = train(config, Lines(lambda line: None))
     run_dir = Path(result["run_dir"])
     assert result["status"] == "finished"
     assert result["examples_applied"] == 3 * 2 * N_TRAIN
@@ -50,11 +52,12 @@ def test_an_image_folder(tiny: Callable[..., TrainConfig], folder: Path) -> None
     found = audit(run_dir)
     assert found.clean, found.counter_example
     assert (found.examples, found.skipped) == (3 * (2 * N_TRAIN - 1), 3)
-    for path in (run_dir / "pushes").iterdir():
-        _, entries = read_log(path)
+    storage = storage_at(run_dir)
+    for name in storage.logs("pushes"):
+        _, entries = read_log(storage, name)
         skipped = [i for e in entries if isinstance(e, LogEntry) for i in e.skipped]
         assert skipped == [N_TRAIN + 7] * 3
-    losses = [e["losses"] for e in read_events(run_dir / "events.jsonl") if e["kind"] == "items"]
+    losses = [e["losses"] for e in read_events(storage) if e["kind"] == "items"]
     assert all(set(found) == {"loss", "main", "aux1", "aux2"} for found in losses)
     assert json.loads((run_dir / "config.json").read_text())["classes"] == ["bright", "dark"]
     with safe_open(run_dir / "model.safetensors", "pt") as file:

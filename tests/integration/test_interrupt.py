@@ -1,4 +1,4 @@
-"""Ctrl-C on the command, as a terminal sends it: to every process of the foreground group."""
+"""Signals to the command: Ctrl-C as a terminal sends it, to the whole foreground group; SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from distbelief.audit import audit
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("address", ["local", "inprocess"])
-def test_ctrl_c_ends_in_order(tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(tmp_path: Path, address: str, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
     options = ["--address", address, "--run-dir", str(run_dir), "--epochs", "500"]
     small = ["--batch-size", "8", "--image-size", "16", "--width", "0.0625", "--drawn-train", "80"]
@@ -32,7 +33,10 @@ def test_ctrl_c_ends_in_order(tmp_path: Path, address: str) -> None:
         for line in process.stdout:
             if "images/s" in line:
                 break
-        os.killpg(process.pid, signal.SIGINT)
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:  # as a spot machine or a batch system sends it: to the command alone
+            process.send_signal(number)
         out, err = process.communicate()
     finally:
         process.kill()
@@ -45,3 +49,5 @@ def test_ctrl_c_ends_in_order(tmp_path: Path, address: str) -> None:
     found = audit(run_dir)
     assert found.clean, found.counter_example
     assert found.examples == summary["examples_applied"] > 0
+    assert summary["snapshot"]["examples_applied"] == summary["examples_applied"]
+    assert f"distbelief train --resume {run_dir}" in out

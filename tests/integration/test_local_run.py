@@ -14,16 +14,21 @@ from safetensors import safe_open
 from distbelief.audit import audit
 from distbelief.config import TrainConfig
 from distbelief.observe.events import read_events
+from distbelief.observe.view import Lines
+from distbelief.runtime.beginning import begin
 from distbelief.runtime.local import LocalWorld
-from distbelief.runtime.prepare import build_model, prepare
+from distbelief.runtime.prepare import prepare
 from distbelief.runtime.supervisor import Stop, Supervisor
+from distbelief.runtime.task import Task
+from distbelief.storage import storage_at
 
 
 def run(config: TrainConfig, **world: Any) -> tuple[Path, dict[str, Any]]:
     prepared = prepare(config)
+    begin(prepared)
     with LocalWorld(prepared, n_loaders=0, **world) as running:
-        result = Supervisor(running, prepared, Stop(), lambda line: None).run()
-    return prepared.run_dir, result
+        result = Supervisor(running, prepared, Stop(), Lines(lambda line: None)).run()
+    return Path(prepared.storage.url), result
 
 
 @pytest.mark.parametrize(
@@ -51,18 +56,20 @@ def test_every_example_is_applied_once(
 
 def test_the_folder_is_as_the_documentation_says(tiny: Callable[..., TrainConfig]) -> None:
     run_dir, result = run(tiny())
-    assert sorted(p.name for p in run_dir.iterdir()) == [
+    assert sorted(p.name for p in run_dir.iterdir() if p.name[0] != ".") == [
         "config.json",
         "events.jsonl",
         "model.safetensors",
         "pushes",
+        "snapshots",
         "summary.json",
+        "tensorboard",
     ]
     assert json.loads((run_dir / "summary.json").read_text()) == result
     record = json.loads((run_dir / "config.json").read_text())
     assert TrainConfig.from_dict(record["config"]).model.width == 0.0625
     assert len(record["classes"]) == 10
-    events = read_events(run_dir / "events.jsonl")
+    events = read_events(storage_at(run_dir))
     kinds = {event["kind"] for event in events}
     assert {"replica_started", "replica_joined", "items", "epoch", "evaluation", "end"} <= kinds
     documented = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
@@ -86,14 +93,15 @@ def test_the_folder_is_as_the_documentation_says(tiny: Callable[..., TrainConfig
 def test_the_model_file_holds_the_averaged_weights(tiny: Callable[..., TrainConfig]) -> None:
     config = tiny(replicas=1, average="none")
     prepared = prepare(config)
+    begin(prepared)
     with LocalWorld(prepared, n_loaders=0) as world:
-        Supervisor(world, prepared, Stop(), lambda line: None).run()
+        Supervisor(world, prepared, Stop(), Lines(lambda line: None)).run()
         newest = torch.empty(prepared.layout.size)
         for port in world.ports:
             port.service.fetch(newest[port.begin : port.end], begin=port.begin)
-    with safe_open(prepared.run_dir / "model.safetensors", "pt") as file:
+    with safe_open(Path(prepared.storage.url) / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"]) == list(prepared.classes)
-        model = build_model(config, prepared.n_outputs)
+        model = Task().build_model(config, prepared.n_outputs)
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     views = prepared.layout.views(newest)
     for name, parameter in model.named_parameters():
@@ -113,16 +121,17 @@ def test_running_statistics_are_recomputed(tiny: Callable[..., TrainConfig]) -> 
 
 def test_a_stop_ends_in_order(tiny: Callable[..., TrainConfig]) -> None:
     prepared = prepare(tiny(epochs=1000))
+    begin(prepared)
     stop = Stop()
 
     def say(line: str) -> None:
         stop.event.set()  # at the first progress line
 
     with LocalWorld(prepared, n_loaders=0) as world:
-        result = Supervisor(world, prepared, stop, say).run()
+        result = Supervisor(world, prepared, stop, Lines(say)).run()
     assert result["status"] == "interrupted"
     assert 0 < result["examples_applied"] < 90_000
-    assert (prepared.run_dir / "model.safetensors").exists()
-    found = audit(prepared.run_dir)
+    assert (Path(prepared.storage.url) / "model.safetensors").exists()
+    found = audit(Path(prepared.storage.url))
     assert found.clean, found.counter_example
     assert found.examples == result["examples_applied"]

@@ -14,10 +14,13 @@ from distbelief.data.loader import BatchLoader, BatchRequest
 from distbelief.data.permutation import epoch_permutation
 from distbelief.data.transforms import TrainTransform
 from distbelief.models.dropout import seed_dropout
+from distbelief.observe.view import Lines
 from distbelief.replica.step import ImageInput, Step
+from distbelief.runtime.beginning import begin
 from distbelief.runtime.local import LocalWorld
-from distbelief.runtime.prepare import build_model, prepare
+from distbelief.runtime.prepare import prepare
 from distbelief.runtime.supervisor import Stop, Supervisor
+from distbelief.runtime.task import Task
 
 STEPS = 20
 
@@ -25,8 +28,9 @@ STEPS = 20
 def trained(config: TrainConfig, transport: Literal["direct", "grpc"]) -> torch.Tensor:
     """The shards' newest parameters after the run."""
     prepared = prepare(config)
+    begin(prepared)
     with LocalWorld(prepared, transport=transport, n_loaders=0) as world:
-        result = Supervisor(world, prepared, Stop(), lambda line: None).run()
+        result = Supervisor(world, prepared, Stop(), Lines(lambda line: None)).run()
         assert result["pushes"]["applied"] == STEPS * config.cluster.shards
         values = torch.empty(prepared.layout.size)
         for port in world.ports:
@@ -37,7 +41,7 @@ def trained(config: TrainConfig, transport: Literal["direct", "grpc"]) -> torch.
 def reference(config: TrainConfig) -> torch.Tensor:
     """A plain loop with torch.optim.SGD over the same batches."""
     dataset = open_data(config.data, config.seed)
-    model = build_model(config, dataset.n_outputs)
+    model = Task().build_model(config, dataset.n_outputs)
     device = torch.device("cpu")
     step = Step(model, ImageInput("unit", device, True), 0.3, device, "fp32")
     biases = [p for name, p in model.named_parameters() if name.endswith("bias")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +14,9 @@ import torch
 
 from distbelief.config import AveragingConfig, OptimizerConfig
 from distbelief.layout import Segment
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
+from distbelief.server.spec import ShardSpec
+from distbelief.storage import LocalStorage, RemoteStorage, Storage
 from distbelief.types import Push, Version
 
 LAYOUT = "fingerprint"
@@ -37,7 +40,7 @@ def make_spec(tmp_path: Path) -> Callable[..., ShardSpec]:
             "n_replicas": 2,
             "optimizer": OptimizerConfig(momentum=0.0, weight_decay=0.0, kernel="unfused"),
             "averaging": AveragingConfig(average="none"),
-            "log_folder": tmp_path / "pushes",
+            "storage": LocalStorage(tmp_path),
         }
         return ShardSpec(**{**fields, **changes})
 
@@ -88,6 +91,14 @@ def make_push() -> Callable[..., Push]:
         return Push(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture(params=["local", "remote"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """A folder that is not there yet, of each kind."""
+    if request.param == "local":
+        return LocalStorage(tmp_path / "folder" / "run")
+    return RemoteStorage(f"memory://{uuid.uuid4()}/run")
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ def test_an_events_file_that_was_cut_short_says_what_it_says(write_run: WriteRun
 def test_an_item_applied_says_that_the_epochs_before_its_last_two_are_done(
     latest: int, missing: int | None, write_run: WriteRun
 ) -> None:
-    logs = [log(0, [*range(6), latest] if latest > 5 else [*range(6)]), log(1, [1, 2, 4])]
+    logs = [log(0, [*range(6), latest] if latest > 5 else [*range(6)]), log(1, [1, 2, latest])]
     result = audit(write_run(logs, status=None, n_items=12))
     expected = None if missing is None else MISSING.format(missing)
     assert (str(result.counter_example) if result.counter_example else None) == expected
@@ -240,9 +240,20 @@ def test_an_item_applied_says_that_the_epochs_before_its_last_two_are_done(
 def test_the_epochs_from_which_leases_come_may_lack_items(
     latest: int, has: list[int], clean: bool, write_run: WriteRun
 ) -> None:
-    logs = [log(0, [*range(6), latest]), log(1, has)]
+    logs = [log(0, [*range(6), latest]), log(1, [*has, latest])]
     result = audit(write_run(logs, status=None, n_items=12))
     assert result.clean == clean
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_of_a_run_that_goes_on_one_log_may_be_read_long_before_another(
+    earlier: int, write_run: WriteRun
+) -> None:
+    logs = [log(0, [*range(12)]), log(1, [*range(12)])]
+    logs[earlier] = log(earlier, [0, 1])
+    result = audit(write_run(logs, status="running", n_items=12))
+    assert result.clean
+    assert (result.pushes, result.items) == (14, 2)
 
 
 @pytest.mark.parametrize(
@@ -308,13 +319,14 @@ def test_a_base_of_an_earlier_incarnation_is_possible(write_run: WriteRun) -> No
     assert audit(write_run(logs)).clean
 
 
-def test_a_log_starts_at_its_headers_clock(write_run: WriteRun) -> None:
+def test_a_log_must_say_what_its_clock_rests_on(write_run: WriteRun) -> None:
     logs = clean_logs()
     for lines in logs:
         lines[0]["clock"] = 40
         for line in lines[1:]:
             line["clock"] += 40
-    assert audit(write_run(logs)).clean
+    text = f"{LOGS[0]}, line 1: starts at clock 40, from 0 items"
+    assert str(audit(write_run(logs)).counter_example) == text
 
 
 def test_a_torn_last_line_is_tolerated(write_run: WriteRun) -> None:
@@ -476,10 +488,33 @@ def test_a_damaged_line_is_an_error_that_names_it(
     assert str(caught.value).startswith(f"{run / 'pushes' / LOGS[1]}: {text}")
 
 
-def test_a_log_without_a_header_is_an_error(write_run: WriteRun) -> None:
-    run = write_run([clean_logs()[0], ""])
-    with pytest.raises(DataError, match="line 1 is damaged"):
+@pytest.mark.parametrize("text", ["", "{", json.dumps(header(1))])
+def test_a_log_that_its_shard_was_killed_before_heading_is_none(
+    text: str, write_run: WriteRun
+) -> None:
+    run = write_run([[header(0)], text], status=None)
+    with pytest.raises(DataError, match="has applied nothing yet: not all of its shards have"):
         audit(run)
+
+
+@pytest.mark.parametrize("status", [None, "finished"])
+def test_if_others_have_pushes_a_shard_without_a_log_is_missed(
+    status: str | None, write_run: WriteRun
+) -> None:
+    result = audit(write_run([clean_logs()[0], ""], status=status))
+    assert str(result.counter_example) == "pushes: 1 logs cover 50 of 100 parameters"
+    assert (result.clean, result.n_shards, result.pushes) == (False, 0, 0)
+
+
+def test_a_run_whose_logs_are_all_without_a_header(write_run: WriteRun) -> None:
+    run = write_run(["", "{"], status=None)
+    with pytest.raises(DataError, match="has no push logs; has a shard ever started"):
+        audit(run)
+
+
+def test_a_line_that_is_no_header_is_an_error(write_run: WriteRun) -> None:
+    with pytest.raises(DataError, match="line 1 is damaged"):
+        audit(write_run([clean_logs()[0], "{\n"]))
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
@@ -524,7 +559,6 @@ def without(record: Any, *path: str) -> Any:
         lambda record: without(record, "plan", "n_items"),
         lambda record: without(record, "parameters"),
         lambda record: without(record, "config", "schedule"),
-        lambda record: without(record, "config", "cluster", "shards"),
         lambda record: record["plan"].update(surprise=1),
         lambda record: record["config"]["schedule"].update(surprise=1),
         lambda record: record.update(parameters=None),

@@ -17,6 +17,7 @@ from distbelief.config import (
     OptimizerConfig,
     ReplicaConfig,
     ScheduleConfig,
+    SnapshotConfig,
     TrainConfig,
 )
 from distbelief.errors import ConfigError
@@ -29,6 +30,7 @@ PARTS = [
     AveragingConfig,
     ReplicaConfig,
     ClusterConfig,
+    SnapshotConfig,
 ]
 NAN, INF = float("nan"), float("inf")
 
@@ -165,6 +167,30 @@ def test_what_is_read_is_checked() -> None:
     values["schedule"]["lr"] = -1
     with pytest.raises(ConfigError, match=r"^--lr: "):
         TrainConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("pause", "timeout", "accepted"),
+    [(5.0, 60.0, True), (15.0, 60.0, True), (15.5, 60.0, False), (5.0, 19.0, False)],
+)
+def test_a_push_that_is_held_back_for_a_snapshot_is_answered_in_time(
+    pause: float, timeout: float, accepted: bool
+) -> None:
+    def make() -> TrainConfig:
+        return TrainConfig(
+            snapshots=SnapshotConfig(snapshot_pause_s=pause),
+            cluster=ClusterConfig(rpc_timeout_s=timeout),
+        )
+
+    if accepted:
+        make()
+        return
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.field == "snapshot_pause_s"
+    longest = f"{timeout / 4:g}"
+    problem = f"must be at most a quarter of --rpc-timeout-s, {longest}, not {pause:g}"
+    assert caught.value.problem == problem
 
 
 def test_every_field_has_its_help_text() -> None:

@@ -15,7 +15,9 @@ from distbelief.errors import (
     ProcessLostError,
     RunError,
     ShardRefusedError,
+    SupersededError,
     TransportError,
+    UnexpectedError,
     UsageError,
     as_distbelief_error,
 )
@@ -31,6 +33,8 @@ SAMPLES = [
     TransportError(3, "UNAVAILABLE", "connection refused"),
     ShardRefusedError(1, Refusal.SIZE, "4 values for 5 parameters"),
     ProcessLostError("shard 2", "OSError(28, 'No space left on device')"),
+    SupersededError(2),
+    UnexpectedError("ValueError: a bug (model.py:3, in forward)"),
 ]
 
 
@@ -115,11 +119,27 @@ def test_an_error_of_ours_is_itself(error: DistBeliefError) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a bug"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+    ("error", "text"),
+    [
+        (ValueError("a bug"), "ValueError: a bug"),
+        (OSError(28, "full"), "OSError: [Errno 28] full"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
 )
-def test_another_error_becomes_one_that_names_it(error: BaseException) -> None:
+def test_another_error_becomes_one_that_names_it(error: BaseException, text: str) -> None:
     found = as_distbelief_error(error)
-    assert type(found) is RunError
-    assert str(found) == repr(error)
+    assert type(found) is UnexpectedError
+    assert str(found) == text
     assert found.__cause__ is error
     assert found.exit_code == 1
+
+
+def test_it_tells_where_it_was_raised() -> None:
+    def forward() -> None:
+        raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        forward()
+    line = forward.__code__.co_firstlineno + 1
+    expected = f"ZeroDivisionError: division by zero ({__file__}:{line}, in forward)"
+    assert str(as_distbelief_error(caught.value)) == expected

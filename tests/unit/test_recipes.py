@@ -25,9 +25,11 @@ def test_the_quickstart_needs_nothing() -> None:
 
 def test_ilsvrc14_is_the_papers() -> None:
     config = recipe("ilsvrc14")
+    assert config.init_seed == 0
     assert (config.model.width, config.model.lrn, config.model.heads) == (1.0, True, True)
     assert (config.model.aux_weight, config.optimizer.momentum) == (0.3, 0.9)
     assert (config.data.image_size, config.data.classes) == (224, 1000)
+    assert (config.data.photometric, config.data.interpolation) == (True, "random")
     schedule = config.schedule
     assert (schedule.schedule, schedule.step_epochs, schedule.step_factor) == ("step", 8, 0.96)
     assert config.optimizer.bias_rate == 2.0

@@ -170,7 +170,7 @@ class Interval(_message.Message):
     def __init__(self, begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class StateReply(_message.Message):
-    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped")
+    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped", "queued", "nbytes_received", "nbytes_sent")
     class SetAsideEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,9 @@ class StateReply(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     incarnation: int
     begin: int
@@ -218,7 +221,42 @@ class StateReply(_message.Message):
     refused: _containers.ScalarMap[str, int]
     staleness: _containers.ScalarMap[int, int]
     skipped: int
-    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ...) -> None: ...
+    queued: int
+    nbytes_received: int
+    nbytes_sent: int
+    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ..., queued: _Optional[int] = ..., nbytes_received: _Optional[int] = ..., nbytes_sent: _Optional[int] = ...) -> None: ...
+
+class PauseRequest(_message.Message):
+    __slots__ = ("seconds",)
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    def __init__(self, seconds: _Optional[float] = ...) -> None: ...
+
+class SaveRequest(_message.Message):
+    __slots__ = ("snapshot", "items", "seconds")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    snapshot: int
+    items: _containers.RepeatedCompositeFieldContainer[Interval]
+    seconds: float
+    def __init__(self, snapshot: _Optional[int] = ..., items: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class SaveReply(_message.Message):
+    __slots__ = ("name", "nbytes", "sha256", "n_shards", "state", "paused_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    N_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    nbytes: int
+    sha256: str
+    n_shards: int
+    state: StateReply
+    paused_s: float
+    def __init__(self, name: _Optional[str] = ..., nbytes: _Optional[int] = ..., sha256: _Optional[str] = ..., n_shards: _Optional[int] = ..., state: _Optional[_Union[StateReply, _Mapping]] = ..., paused_s: _Optional[float] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()

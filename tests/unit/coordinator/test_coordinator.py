@@ -264,6 +264,17 @@ def test_the_rate_is_of_the_item_pushed_last() -> None:
     assert c.status().learning_rate == 1 - 20 / 180
 
 
+def test_the_rate_of_a_resumed_run_is_that_of_its_next_item_until_one_is_pushed() -> None:
+    c = coordinator(schedule="polynomial", power=1.0, n_items=20)
+    c.observe([state(0, 7)], c.now())
+    # One epoch of 45 and two items of 10 are behind it.
+    assert c.status().learning_rate == pytest.approx(1 - 65 / 180)
+    c.report(report(outcomes=(done(8),)))
+    told = c.status().learning_rate
+    c.observe([state(0, 8)], c.now())
+    assert c.status().learning_rate == told == pytest.approx(1 - 75 / 180)
+
+
 def test_members_are_as_last_heard_of() -> None:
     c = coordinator()
     c.report(report(3, waiting_s=0.5), at=1.0)
@@ -327,3 +338,63 @@ def test_now_counts_up() -> None:
     first = c.now()
     c.report(report())
     assert c.now() == first + 2
+
+
+# A run that is gone on with
+
+
+def resumed(losses: dict[str, float] | None) -> Coordinator:
+    plan = ItemPlan(n_examples=45, batch_size=10, n_push=1, n_items=20)
+    schedule = Schedule(ScheduleConfig(lr=1.0), plan)
+    return Coordinator(schedule, 1, lease_s=20.0, losses=losses)
+
+
+def test_losses_go_on_from_those_of_the_snapshot() -> None:
+    before = {"loss": 2.0, "main": 1.0}
+    c = resumed(before)
+    assert c.status().losses == before
+    c.report(report())
+    c.report(report(outcomes=(done(0, losses={"loss": 4.0, "aux1": 3.0}),)))
+    share = 1 - Coordinator.SMOOTHING
+    assert c.status().losses == {
+        "loss": Coordinator.SMOOTHING * 2.0 + share * 4.0,
+        "main": 1.0,
+        "aux1": pytest.approx(3.0),
+    }
+    assert before == {"loss": 2.0, "main": 1.0}
+    assert resumed(None).status().losses == {}
+
+
+def test_leases_begin_where_the_shards_are() -> None:
+    c = coordinator()
+    c.observe([state(0, 7)], c.now())
+    status = c.status()
+    assert (status.examples_applied, status.epochs_finished) == (65, 1)
+    assert numbers(c.report(report())) == [7, 8]
+    assert numbers(c.report(report(1))) == [9, 10]
+
+
+@pytest.mark.parametrize(
+    ("applied", "examples"),
+    [
+        ([((0, 4),)], 40),
+        ([((0, 5),)], 45),
+        ([((0, 6),)], 55),
+        ([((0, 4), (9, 10))], 45),
+        ([((0, 10),), ((2, 6),)], 35),
+        ([((0, 3),), ((5, 8),)], 0),
+        ([(), ((0, 8),)], 0),
+    ],
+)
+def test_examples_of_what_all_of_some_accounts_have(
+    applied: list[tuple[tuple[int, int], ...]], examples: int
+) -> None:
+    c = coordinator()
+    states = [state(s, 0, applied=has) for s, has in enumerate(applied)]
+    assert c.examples_of(states) == examples
+    assert c.status().examples_applied == 0  # nothing was observed
+
+
+def test_what_is_set_aside_is_no_example_applied() -> None:
+    states = [state(0, 3), state(1, 2, set_aside={2: "norm"})]
+    assert coordinator(n_shards=2).examples_of(states) == 20

@@ -1,11 +1,11 @@
 """The ledger: tables, and a property: whatever happens, no item is forgotten."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -71,6 +71,29 @@ def test_leases_come_from_two_epochs() -> None:
     assert ledger.lease(1, 1) == []  # item 0 is missing on one shard: the epoch is not over
     observe(ledger, set(range(10)), set(range(5)))
     assert items(ledger.lease(1, 100)) == [10, 11, 12, 13, 14]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sets(st.integers(0, 19)), min_size=1, max_size=3))
+def test_a_run_that_is_gone_on_with_begins_where_the_shards_are(applied: list[set[int]]) -> None:
+    ledger = Ledger(plan(n_items=20, per_epoch=5), len(applied))
+    observe(ledger, *applied)
+    everywhere = set.intersection(*applied)
+    assert ledger.n_open == 20 - len(everywhere)
+    while not ledger.finished:
+        granted = items(ledger.lease(0, 100))
+        below = min(set(range(20)) - everywhere)
+        open_until = 5 * (below // 5 + 2)
+        assert granted == [i for i in range(min(open_until, 20)) if i not in everywhere]
+        everywhere |= set(granted)
+        observe(ledger, *(len(applied) * [everywhere]))
+
+
+def test_items_far_into_a_run_that_is_gone_on_with_are_not_looked_at_one_by_one() -> None:
+    n_items = 10**12
+    ledger = Ledger(plan(n_items=n_items, per_epoch=5), 1)
+    ledger.observe([replace(state(0, set()), applied=((0, n_items - 3),))], 0)
+    assert items(ledger.lease(0, 100)) == [n_items - 3, n_items - 2, n_items - 1]
 
 
 def test_the_run_ends_with_its_last_item() -> None:

@@ -26,6 +26,9 @@ class Counting:
         pixels = np.full((self.side, self.side), index, dtype=np.uint8)
         return Image.fromarray(pixels), 0
 
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        return np.array([seed, epoch])
+
     def name(self, index: int) -> str:
         return str(index)
 
@@ -56,6 +59,10 @@ def test_a_full_cache_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None
     for index in (0, 1, 0, 1):
         cached.read(index)
     assert source.reads == [0, 1, 1]
+
+
+def test_the_order_is_the_sources() -> None:
+    assert CachedSource(Counting(side=8)).epoch_order(5, 3).tolist() == [5, 3]
 
 
 def test_it_is_sent_without_what_it_keeps() -> None:

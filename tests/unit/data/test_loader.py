@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from PIL import Image
 from distbelief.data.folder import ImageFolder
 from distbelief.data.loader import Batch, BatchLoader, BatchRequest, sequential_batches
 from distbelief.data.shapes import DrawnShapes
-from distbelief.data.transforms import EvalTransform, TrainTransform
+from distbelief.data.torchdata import source_of
+from distbelief.data.transforms import EvalTransform, TrainTransform, Transform
+from distbelief.errors import DataError
 
 WAIT_S = 40.0
 
@@ -189,8 +192,82 @@ def test_mistakes_are_not_skipped() -> None:
         assert isinstance(loader.submit(request(0)).exception(WAIT_S), ZeroDivisionError)
 
 
+class Pairs:
+    """A data set of given items."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def one_batch(*items: Any, transform: Transform | None = None) -> Batch:
+    transform = transform or EvalTransform(16)
+    with BatchLoader(source_of(Pairs(*items)), transform, 0, 0) as loader:
+        return loader.submit(request(*range(len(items)))).result(WAIT_S)
+
+
+def test_other_examples_than_images_are_stacked_as_they_are() -> None:
+    vectors = [np.arange(3, dtype=np.float32) + i for i in range(4)]
+    batch = one_batch(*[(vector, i / 4) for i, vector in enumerate(vectors)])
+    assert (batch.images.dtype, batch.labels.dtype) == (np.float32, np.float32)
+    assert (batch.images == np.stack(vectors)).all()
+    assert batch.labels.tolist() == [0, 0.25, 0.5, 0.75]
+    batch = one_batch((2.0, np.array([1, 2])), (3.0, np.array([3, 4])))
+    assert batch.images.tolist() == [2, 3]
+    assert batch.labels.tolist() == [[1, 2], [3, 4]]
+
+
+def test_images_of_a_data_set_are_transformed() -> None:
+    grey = np.full((20, 30), 9, dtype=np.uint8)
+    batch = one_batch((grey, 3), (Image.fromarray(grey), 4))
+    assert (batch.images.dtype, batch.images.shape) == (np.uint8, (2, 16, 16, 3))
+    assert (batch.images == 9).all()
+    assert batch.labels.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("items", "problem"),
+    [
+        (((np.zeros(3), 0), (np.zeros(4), 0)), r"the input of example 1 is \(4,\) float64, of oth"),
+        (((np.zeros(3), 0), (np.zeros(3, "f4"), 0)), r"is \(3,\) float32, .*\(3,\) float64: all"),
+        (((0.0, 0), (0.0, 0.5)), r"the target of example 1 is \(\) float32, of others .* int64"),
+        (
+            ((0.0, 0), (Image.new("L", (16, 16)), 0)),
+            r"the input of example 1 is \(16, 16, 3\) uint8",
+        ),
+    ],
+)
+def test_examples_of_one_batch_are_of_one_shape_and_type(items: Any, problem: str) -> None:
+    with pytest.raises(DataError, match=problem) as caught:
+        one_batch(*items)
+    assert caught.value.path.endswith("Pairs (train)[1]")
+
+
+class Twice:
+    """Gives each image twice, as the crops of an evaluation do."""
+
+    size = 16
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        once = EvalTransform(16)(image, rng)
+        return np.stack([once, once[:, ::-1]])
+
+
+def test_a_transform_decides_the_shape() -> None:
+    with BatchLoader(DrawnShapes("train", 5, 0, 16), Twice(), 0, 0) as loader:
+        batch = loader.submit(request(4, 0)).result(WAIT_S)
+    assert batch.images.shape == (2, 2, 16, 16, 3)
+    assert (batch.images[:, 0] == batch.images[:, 1, :, ::-1]).all()
+
+
 HELPER = """
-import os, signal, sys, time
+import os, random, signal, sys, time
+import numpy as np
 from distbelief.data.shapes import DrawnShapes
 
 HANGING = os.path.join(os.path.dirname(__file__), "hanging")
@@ -213,6 +290,12 @@ class Suicidal(DrawnShapes):
 class Unwelcome(DrawnShapes):
     def __setstate__(self, state):
         os._exit(3)
+
+class Noise:
+    def __len__(self):
+        return 10
+    def __getitem__(self, index):
+        return [random.random(), np.random.random()], os.getpid()
 """
 MAIN = """
 import os, sys, time
@@ -294,6 +377,51 @@ def test_worker_that_does_not_start_is_told_at_once(heavy: Path) -> None:
     with script(heavy, HELPER, main) as process:
         output, _ = process.communicate(timeout=WAIT_S)
     assert output.splitlines()[1].startswith("a loader process was lost: it did not start;")
+
+
+RANDOM = """
+import os
+import numpy as np
+from distbelief.data.loader import BatchLoader, BatchRequest
+from distbelief.data.torchdata import source_of
+from distbelief.data.transforms import EvalTransform
+import helper
+
+class Own(helper.Noise):
+    pass
+
+class Unpicklable(helper.Noise):
+    def __init__(self):
+        self.transform = lambda value: value
+
+Unpicklable.__module__ = "helper"
+helper.Unpicklable = Unpicklable
+for kind in (helper.Noise, Own, Unpicklable):
+    for n_workers in (0, 2):
+        with BatchLoader(source_of(kind()), EvalTransform(16), 7, n_workers) as loader:
+            batch = loader.submit(BatchRequest(3, np.arange(4))).result(40)
+            here = set(batch.labels.tolist()) == {os.getpid()}
+            print(n_workers, here, len(loader.pids), batch.images.tobytes().hex())
+"""
+
+
+def test_a_data_set_of_a_script_is_read_in_a_thread_and_repeats(heavy: Path) -> None:
+    with script(heavy, HELPER, RANDOM) as process:
+        output, _ = process.communicate(timeout=WAIT_S)
+    lines = [line.rsplit(" ", 1) for line in output.splitlines()]
+    thread, processes = "True 0", "False 2"
+    assert [facts for facts, _ in lines] == [
+        f"0 {thread}",
+        f"2 {processes}",
+        f"0 {thread}",
+        f"2 {thread}",
+        f"0 {thread}",
+        f"2 {thread}",
+    ]
+    # The data set's own randomness is the example's, whoever reads it.
+    assert len({images for _, images in lines}) == 1
+    assert len(set(np.frombuffer(bytes.fromhex(lines[0][1])).tolist())) == 8
+    assert process.returncode == 0
 
 
 def test_importing_the_package_brings_neither_torch_nor_ray() -> None:

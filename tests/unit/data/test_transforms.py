@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from distbelief.config import DataConfig
 from distbelief.data.images import decode, open_image
 from distbelief.data.transforms import (
     Box,
@@ -17,6 +18,7 @@ from distbelief.data.transforms import (
     central_box,
     reduction_for,
     resized,
+    resized_image,
     sample_box,
 )
 
@@ -100,7 +102,14 @@ def test_central_box_of_a_fraction() -> None:
 
 
 @pytest.mark.parametrize(
-    "transform", [TrainTransform(16), TrainTransform(96), EvalTransform(16), EvalTransform(96)]
+    "transform",
+    [
+        TrainTransform(16),
+        TrainTransform(96),
+        TrainTransform(96, interpolation="random"),
+        EvalTransform(16),
+        EvalTransform(96),
+    ],
 )
 @pytest.mark.parametrize("size", [(16, 16), (96, 96), (1, 1), (300, 20), (7, 500)])
 def test_result_has_the_size_and_type(transform: Transform, size: tuple[int, int]) -> None:
@@ -108,6 +117,72 @@ def test_result_has_the_size_and_type(transform: Transform, size: tuple[int, int
     assert pixels.shape == (transform.size, transform.size, 3)
     assert pixels.dtype == np.uint8
     assert (pixels[..., 2] == 77).all()
+
+
+def test_a_configuration_has_its_transform() -> None:
+    assert TrainTransform.of(DataConfig(image_size=96)) == TrainTransform(96)
+    config = DataConfig(image_size=96, photometric=True, interpolation="random")
+    assert TrainTransform.of(config) == TrainTransform(96, True, "random")
+
+
+def test_without_the_switches_a_crop_is_a_flip_and_a_box_and_no_more() -> None:
+    image = ramp(200, 150)
+    for seed in range(8):
+        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        pixels = TrainTransform(96)(image, rng)
+        flip = other.random() < 0.5
+        expected = resized(image, sample_box(200, 150, other), 96)
+        assert (pixels == (expected[:, ::-1] if flip else expected)).all()
+        assert rng.random() == other.random()
+
+
+def test_each_interpolation_has_its_chance() -> None:
+    # Of this size every crop is shrunk: enlarged by area is by the nearest pixel.
+    noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    ways = ("BILINEAR", "BOX", "NEAREST", "BICUBIC")
+    counts = dict.fromkeys(ways, 0)
+    n = 200
+    for seed in range(n):
+        other = np.random.default_rng(seed)
+        flip = other.random() < 0.5
+        box = sample_box(600, 500, other)
+        pixels = TrainTransform(96, interpolation="random")(image, np.random.default_rng(seed))
+        pixels = pixels[:, ::-1] if flip else pixels
+        fitting = [
+            way
+            for way in ways
+            if (np.asarray(resized_image(image, box, 96, Image.Resampling[way])) == pixels).all()
+        ]
+        assert len(fitting) == 1
+        counts[fitting[0]] += 1
+    # Five deviations of a quarter.
+    assert all(abs(count - n / 4) < 5 * (n * 3 / 16) ** 0.5 for count in counts.values())
+
+
+def test_the_nearest_pixel_is_one_of_the_images(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(noise).resize((800, 600), Image.Resampling.NEAREST).save(path, quality=95)
+    box = Box(10, 10, 700, 500)
+    assert reduction_for(box, 96) > 1
+    found = resized_image(open_image(str(path)), box, 96, Image.Resampling.NEAREST)
+    whole = np.asarray(decode(open_image(str(path)))[0])
+    colours = {tuple(pixel) for pixel in whole.reshape(-1, 3).tolist()}
+    assert all(tuple(pixel) in colours for pixel in np.asarray(found).reshape(-1, 3).tolist())
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_colours_are_changed_of_crops_and_of_shifts(size: int) -> None:
+    image = ramp(size, size)
+    same = TrainTransform(size)
+    changed = TrainTransform(size, photometric=True)
+    first, again, other = (changed(image, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+    assert (first != same(image, np.random.default_rng(1))).any()
+    # The image itself, which may be kept, is as it was.
+    assert (np.asarray(image) == np.asarray(ramp(size, size))).all()
 
 
 @pytest.mark.parametrize("size", [32, 96])

@@ -1,23 +1,27 @@
 """The events' file."""
 
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distbelief.errors import DataError
 from distbelief.observe.events import EventLog, read_events
+from distbelief.storage import LocalStorage, RemoteStorage
 
 
 def test_an_event_has_its_time_kind_and_fields(tmp_path: Path) -> None:
     times = iter([100.0, 101.23456, 250.0])
-    log = EventLog(tmp_path / "events.jsonl", 100.0, clock=lambda: next(times))
+    storage = LocalStorage(tmp_path)
+    log = EventLog(storage, 100.0, clock=lambda: next(times))
     log.emit("started", replicas=2)
     log.emit("pushed", item=3, losses={"loss": 0.5})
     log.emit("finished")
     log.close()
-    assert read_events(tmp_path / "events.jsonl") == [
+    assert read_events(storage) == [
         {"t": 0.0, "kind": "started", "replicas": 2},
         {"t": 1.235, "kind": "pushed", "item": 3, "losses": {"loss": 0.5}},
         {"t": 150.0, "kind": "finished"},
@@ -25,31 +29,31 @@ def test_an_event_has_its_time_kind_and_fields(tmp_path: Path) -> None:
 
 
 def test_an_event_is_there_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    log = EventLog(path, 0.0, clock=lambda: 1.0)
-    assert read_events(path) == []
+    storage = LocalStorage(tmp_path)
+    log = EventLog(storage, 0.0, clock=lambda: 1.0)
+    assert read_events(storage) == []
     log.emit("started")
-    assert read_events(path) == [{"t": 1.0, "kind": "started"}]
+    assert read_events(storage) == [{"t": 1.0, "kind": "started"}]
     log.close()
 
 
 def test_several_logs_append_to_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    first = EventLog(path, 0.0, clock=lambda: 1.0)
-    second = EventLog(path, 0.0, clock=lambda: 2.0)
+    storage = LocalStorage(tmp_path)
+    first = EventLog(storage, 0.0, clock=lambda: 1.0)
+    second = EventLog(storage, 0.0, clock=lambda: 2.0)
     first.emit("a")
     second.emit("b")
     first.emit("c")
     first.close()
     second.close()
-    assert [event["kind"] for event in read_events(path)] == ["a", "b", "c"]
+    assert [event["kind"] for event in read_events(storage)] == ["a", "b", "c"]
 
 
 def test_lines_of_many_threads_are_whole(
     tmp_path: Path, in_threads: Callable[..., list[Any]]
 ) -> None:
-    path = tmp_path / "events.jsonl"
-    log = EventLog(path, 0.0, clock=lambda: 1.0)
+    storage = LocalStorage(tmp_path)
+    log = EventLog(storage, 0.0, clock=lambda: 1.0)
 
     def emit(thread: int) -> None:
         for i in range(100):
@@ -57,29 +61,110 @@ def test_lines_of_many_threads_are_whole(
 
     in_threads([lambda t=t: emit(t) for t in range(4)])
     log.close()
-    found = sorted((event["thread"], event["i"]) for event in read_events(path))
+    found = sorted((event["thread"], event["i"]) for event in read_events(storage))
     assert found == [(thread, i) for thread in range(4) for i in range(100)]
 
 
 def test_a_line_break_in_a_field_does_not_break_the_line(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    log = EventLog(path, 0.0, clock=lambda: 1.0)
+    storage = LocalStorage(tmp_path)
+    log = EventLog(storage, 0.0, clock=lambda: 1.0)
     log.emit("lost", cause="first\nsecond")
     log.close()
-    assert len(path.read_text().splitlines()) == 1
-    assert read_events(path)[0]["cause"] == "first\nsecond"
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 1
+    assert read_events(storage)[0]["cause"] == "first\nsecond"
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
+    storage = LocalStorage(tmp_path)
     whole = json.dumps({"t": 1.0, "kind": "a"}) + "\n"
     for cut in range(1, len(whole)):
-        path.write_text(whole + whole[:cut])
-        assert read_events(path) == [{"t": 1.0, "kind": "a"}]
+        (tmp_path / "events.jsonl").write_text(whole + whole[:cut])
+        assert read_events(storage) == [{"t": 1.0, "kind": "a"}]
 
 
 def test_damage_before_the_end_is_not_hidden(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text('{"t": 1.0, "ki\n{"t": 2.0, "kind": "b"}\n')
-    with pytest.raises(json.JSONDecodeError):
-        read_events(path)
+    storage = LocalStorage(tmp_path)
+    (tmp_path / "events.jsonl").write_text('{"t": 1.0, "ki\n{"t": 2.0, "kind": "b"}\n')
+    with pytest.raises(DataError) as caught:
+        read_events(storage)
+    assert str(caught.value).startswith(f"{tmp_path / 'events.jsonl'}: line 1 is damaged: ")
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"t": 1.0}', '{"t": "soon", "kind": "a"}'])
+def test_a_line_that_is_no_event_is_damage(line: str, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"t": 1.0, "kind": "a"}\n' + line + "\n")
+    with pytest.raises(DataError, match="line 2 is damaged"):
+        read_events(LocalStorage(tmp_path))
+
+
+def test_a_file_that_is_no_text_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_events(LocalStorage(tmp_path))
+
+
+def test_a_run_that_is_resumed_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    path, storage = tmp_path / "events.jsonl", LocalStorage(tmp_path)
+    path.write_text('{"t": 1.0, "kind": "a"}\n{"t": 2.0, "ki')
+    log = EventLog(storage, 0.0, clock=lambda: 3.0)
+    log.emit("resumed", snapshot=1)
+    log.close()
+    assert [event["kind"] for event in read_events(storage)] == ["a", "resumed"]
+
+
+def test_a_folder_without_events_has_none(tmp_path: Path) -> None:
+    assert read_events(LocalStorage(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_events_of_a_remote_folder() -> None:
+    storage = RemoteStorage(f"memory://{uuid.uuid4()}")
+    for number in (1, 2):
+        log = EventLog(storage, 0.0, clock=lambda: 1.0)
+        log.emit("started", number=number)
+        log.sync()
+        log.emit("ended", number=number)
+        log.close()
+    assert [(e["kind"], e["number"]) for e in read_events(storage)] == [
+        ("started", 1),
+        ("ended", 1),
+        ("started", 2),
+        ("ended", 2),
+    ]
+
+
+class FullLog:
+    """A log of a disk that has just become full."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.lines.append(text)
+
+    def flush(self) -> None:
+        if len(self.lines) > 1:
+            raise OSError(28, "No space left on device")
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.flush()
+
+
+def test_a_full_disk_is_a_failure_that_nobody_who_tells_has_to_catch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = FullLog()
+    monkeypatch.setattr(LocalStorage, "open_log", lambda self, name, new: log)
+    events = EventLog(LocalStorage(tmp_path), 0.0)
+    events.emit("one")
+    assert events.failure == ""
+    events.emit("two")
+    events.emit("three")
+    expected = f"cannot write to {tmp_path}/events.jsonl: No space left on device"
+    assert events.failure == expected
+    assert len(log.lines) == 2, "it went on writing"
+    events.close()
+    assert events.failure == expected

@@ -1,5 +1,6 @@
 """Figures for a person and for ``summary.json``."""
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from distbelief.observe.report import (
     Report,
     duration,
+    progress_event,
     progress_line,
+    staleness_since,
     staleness_summary,
     summary,
 )
@@ -37,6 +40,8 @@ def report(**changes: Any) -> Report:
         "repeated": 3,
         "refused": {"stale": 1},
         "replicas": ({"replica": 0}, {"replica": 1}),
+        "shards": (),
+        "snapshot": None,
         "validation": None,
         "mean_waiting": 0.0,
     }
@@ -90,6 +95,75 @@ def test_staleness_is_that_of_the_sorted_values(values: list[int]) -> None:
     assert found["max"] == ordered[-1]
 
 
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        ({}, {}, {}),
+        ({0: 3, 1: 2}, {}, {0: 3, 1: 2}),
+        ({1: 2, 0: 3}, {0: 1, 1: 2}, {0: 2}),
+        ({0: 1}, {0: 5}, {}),  # of a shard that was started anew
+    ],
+)
+def test_staleness_since(
+    now: dict[int, int], before: dict[int, int], expected: dict[int, int]
+) -> None:
+    assert staleness_since(now, before) == expected
+
+
+def test_a_progress_event_is_json_and_has_what_a_report_needs() -> None:
+    replica = {
+        "replica": 3,
+        "host": "h",
+        "pid": 7,
+        "state": "working",
+        "items": 5,
+        "examples": 50,
+        "seconds_per_item": 0.1,
+        "images_per_second": 100.126,
+        "parameters_age_s": None,
+        "waiting": 0.123456,
+    }
+    shard = {
+        "shard": 0,
+        "incarnation": 1,
+        "clock": 5,
+        "queued": 2,
+        "applied": 5,
+        "repeated": 1,
+        "refused": 0,
+        "mb_per_second": 1.23456,
+    }
+    found = progress_event(
+        report(replicas=(replica,), shards=(shard,), mean_waiting=0.1), {0: 2, 3: 1}
+    )
+    assert json.loads(json.dumps(found)) == found
+    assert found == {
+        "examples_applied": 4096,
+        "examples_skipped": 7,
+        "examples_set_aside": 32,
+        "images_per_second": 1234.5,
+        "mean_images_per_second": 1000.13,
+        "left_s": 185.4,
+        "losses": {"loss": 1.23456, "aux": 2.0},
+        "learning_rate": 0.019876,
+        "staleness": {"0": 2, "3": 1},
+        "pushes": {"applied": 256, "repeated": 3, "refused": {"stale": 1}},
+        "waiting": 0.1,
+        "replicas": [3],
+        "members": [
+            {
+                "replica": 3,
+                "state": "working",
+                "items": 5,
+                "images_per_second": 100.13,
+                "parameters_age_s": None,
+                "waiting": 0.1235,
+            }
+        ],
+        "shards": [{**shard, "mb_per_second": 1.235}],
+    }
+
+
 def test_progress_line() -> None:
     assert progress_line(report()) == (
         " 1m05s  epoch 2/8  4,096/32,768 (12%)  1,234 images/s  left 3m05s  loss 1.2346  "
@@ -120,6 +194,7 @@ def test_progress_line_before_anything_is_known() -> None:
     ("changes", "end"),
     [
         ({"validation": {"top1": 0.9876}}, "  top-1 98.8%"),
+        ({"validation": {"loss": 0.5}}, "  2 replicas"),  # of a loss without classes
         ({"mean_waiting": 0.1}, "  2 replicas"),
         ({"mean_waiting": 0.25}, "  waiting for data 25%"),
         (
@@ -157,6 +232,8 @@ def test_summary() -> None:
         "learning_rate": 0.019876,
         "train_loss": 1.23456,
         "validation": validation,
+        "snapshot": None,
+        "waiting_for_data": 0.0,
         "recoveries": recoveries,
     }
 

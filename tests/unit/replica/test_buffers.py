@@ -164,6 +164,57 @@ def test_frozen_parameters_are_left_out() -> None:
     assert_bound(flat, layout)
 
 
+class Tied(nn.Module):
+    """The decoder's weight is the encoder's; the layer between them is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.encoder = nn.Linear(3, 4, bias=False)
+            self.between = nn.Linear(4, 4).requires_grad_(False)
+            self.decoder = nn.Linear(3, 4)
+            self.decoder.weight = self.encoder.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.between(self.encoder(x))
+        found: torch.Tensor = functional.linear(hidden, self.decoder.weight.t())
+        return found + self.decoder.bias.sum()
+
+
+def test_tied_parameters_are_one_range_and_their_gradients_one_sum() -> None:
+    plain = Tied()
+    flat, layout = bind(copy.deepcopy(plain))
+    assert [p.name for p in layout.parameters] == ["encoder.weight", "decoder.bias"]
+    assert layout.size == 3 * 4 + 4
+    model = flat.model
+    assert model.encoder.weight is model.decoder.weight
+    assert_bound(flat, layout)
+    x = torch.arange(6.0).reshape(2, 3).sin()
+    for net in (plain, model):
+        net(x).square().sum().backward()
+    assert torch.equal(model.encoder.weight.grad, plain.encoder.weight.grad)
+    assert torch.equal(flat.gradient[:12].view(4, 3), plain.encoder.weight.grad)
+    assert torch.equal(flat.gradient[12:], plain.decoder.bias.grad)
+    frozen = model.between.weight.clone()
+    flat.parameters.add_(flat.gradient, alpha=-0.5)
+    torch.optim.SGD((p for p in plain.parameters() if p.requires_grad), lr=0.5).step()
+    for (name, a), (_, b) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(model.between.weight, frozen)
+    flat.incoming.fill_(2.0)
+    flat.swap_in()
+    assert model.encoder.weight is model.decoder.weight
+    assert torch.equal(model.decoder.weight, torch.full((4, 3), 2.0))
+
+
+def test_a_sparse_gradient_stays_in_the_vector() -> None:
+    flat, layout = bind(nn.Embedding(4, 3, sparse=True))
+    flat.model(torch.tensor([1, 1, 3])).sum().backward()
+    assert_bound(flat, layout)
+    assert flat.gradient.view(4, 3).tolist() == [[0.0] * 3, [2.0] * 3, [0.0] * 3, [1.0] * 3]
+
+
 @pytest.mark.parametrize("swaps", [0, 1, 2])
 def test_steps_in_the_vector_are_steps_of_the_model(swaps: int) -> None:
     flat, _ = bind(network())

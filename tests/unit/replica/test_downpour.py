@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from distbelief.config import OptimizerConfig, ReplicaConfig
@@ -47,6 +48,10 @@ from distbelief.types import (
 SEED, N_EXAMPLES, BATCH, SIZE = 3, 40, 2, 4
 CPU = torch.device("cpu")
 StartShard = Callable[..., Shard]
+
+
+def order_of(epoch: int) -> NDArray[np.int64]:
+    return epoch_permutation(SEED, epoch, N_EXAMPLES)
 
 
 def features(index: int) -> list[float]:
@@ -219,6 +224,7 @@ def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> Ma
         max_norm: float | None = None,
         clip_norm: float | None = None,
         loader: Loader | None = None,
+        name_of: Callable[[int], str] = str,
         rates: Callable[[int], float] = lambda item: 0.5,
         **config: Any,
     ) -> Replica:
@@ -232,7 +238,7 @@ def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> Ma
         spy, step = Spy(shard), LinearStep(model)
         plan = ItemPlan(n_examples=N_EXAMPLES, batch_size=BATCH, n_push=settings.n_push, n_items=99)
         submit = (loader or Loader()).submit
-        feed, progress = Feed(plan, SEED, submit, batches_ahead=4), Progress()
+        feed, progress = Feed(plan, order_of, submit, batches_ahead=4), Progress()
         exchange = Exchange(
             [ShardPort(spy, 0, 0, SIZE, incarnation=1)],
             layout=layout.fingerprint,
@@ -251,6 +257,7 @@ def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> Ma
             seed=SEED,
             max_norm=max_norm,
             clip_norm=clip_norm,
+            name_of=name_of,
         )
         replica = Replica(
             loop=loop,
@@ -271,7 +278,7 @@ def make_replica(start_shard: StartShard, monkeypatch: pytest.MonkeyPatch) -> Ma
 
 def step_gradients(n_steps: int) -> torch.Tensor:
     """The gradient of each step of the run's first epoch, ``(n_steps, SIZE)``."""
-    order = epoch_permutation(SEED, 0, N_EXAMPLES)
+    order = order_of(0)
     rows = torch.tensor([features(int(i)) for i in order])
     return rows.reshape(-1, BATCH, SIZE).mean(1)[:n_steps]
 
@@ -512,7 +519,7 @@ def test_after_a_wait_for_items_the_parameters_are_fetched_anew(
 
 
 def test_examples_that_cannot_be_read_are_told(make_replica: MakeReplica) -> None:
-    order = epoch_permutation(SEED, 0, N_EXAMPLES).tolist()
+    order = order_of(0).tolist()
     # Item 0 has steps of positions 0-1 and 2-3: it lacks one example, item 1 a whole step.
     loader = Loader(unreadable=[order[1], order[4], order[5]])
     r = make_replica(2, n_push=2, n_fetch=2, overlap=False, loader=loader)
@@ -532,11 +539,15 @@ def test_examples_that_cannot_be_read_are_told(make_replica: MakeReplica) -> Non
 def test_an_item_of_which_nothing_can_be_read_is_pushed_all_the_same(
     make_replica: MakeReplica,
 ) -> None:
-    order = epoch_permutation(SEED, 0, N_EXAMPLES).tolist()
-    r = make_replica(2, overlap=False, loader=Loader(unreadable=order[:2]))
+    order = order_of(0).tolist()
+    loader = Loader(unreadable=order[:2])
+    r = make_replica(2, overlap=False, loader=loader, name_of="image {}.jpg".format)
     r.run()
     assert (r.spy.pushes[0].examples, r.spy.pushes[0].gradient.tolist()) == (0, [0.0] * SIZE)
-    assert r.outcomes()[0] == ItemOutcome(item=0, examples=0, losses={})
+    unreadable = tuple(f"image {index}.jpg" for index in order[:2])
+    outcome = ItemOutcome(item=0, examples=0, losses={}, unreadable=unreadable)
+    assert r.outcomes()[0] == outcome
+    assert r.outcomes()[1].unreadable == ()
 
 
 def test_dropout_is_seeded_by_item_and_step(
@@ -552,7 +563,7 @@ def test_dropout_is_seeded_by_item_and_step(
 
 
 def poisoned(*positions: int) -> Loader:
-    order = epoch_permutation(SEED, 0, N_EXAMPLES).tolist()
+    order = order_of(0).tolist()
     return Loader(poisoned=[order[p] for p in positions])
 
 

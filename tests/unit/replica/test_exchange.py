@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from distbelief.errors import ProcessLostError, RunError, ShardRefusedError, TransportError
+from distbelief.errors import (
+    ProcessLostError,
+    ShardRefusedError,
+    TransportError,
+    UnexpectedError,
+)
 from distbelief.replica import exchange as module
 from distbelief.replica.exchange import Exchange, Exchanged, Gradient, ShardPort
 from distbelief.types import (
@@ -274,7 +279,7 @@ def test_the_end_of_the_exchange_ends_patience(monkeypatch: pytest.MonkeyPatch) 
     [
         (ShardRefusedError(0, "not_loaded", "empty"), ShardRefusedError, "empty"),
         (ProcessLostError("shard 0", "no space"), ProcessLostError, "no space"),
-        (ValueError("a bug"), RunError, r"^ValueError\('a bug'\)$"),
+        (ValueError("a bug"), UnexpectedError, r"^ValueError: a bug \(.*, in _answer\)$"),
     ],
 )
 def test_other_errors_are_raised_at_once(

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from distbelief.data.loader import Batch, BatchRequest
 from distbelief.data.permutation import epoch_permutation
@@ -33,8 +34,12 @@ def loader() -> Loader:
     return Loader()
 
 
+def order_of(epoch: int) -> NDArray[np.int64]:
+    return epoch_permutation(SEED, epoch, 11)
+
+
 def feed_of(loader: Loader, batches_ahead: int = 4) -> Feed:
-    return Feed(PLAN, SEED, loader.submit, batches_ahead=batches_ahead)
+    return Feed(PLAN, order_of, loader.submit, batches_ahead=batches_ahead)
 
 
 def leased(*numbers: int) -> list[LeasedItem]:
@@ -91,7 +96,7 @@ def test_the_batches_are_those_that_were_submitted(loader: Loader) -> None:
         futures.append(Future())
         return futures[-1]
 
-    feed = Feed(PLAN, SEED, submit, batches_ahead=4)
+    feed = Feed(PLAN, order_of, submit, batches_ahead=4)
     feed.extend(leased(0, 1))
     for expected in (futures[:2], futures[2:4]):
         work = feed.next()

@@ -109,6 +109,23 @@ def test_caffe_takes_the_mean_away_and_scales_nothing() -> None:
     assert all(100 < value < 130 for value in mean.tolist())
 
 
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.arange(6.0).reshape(2, 3), torch.float32),
+        (np.ones((2, 3, 4, 4), dtype=np.float32), torch.float32),
+        (np.ones((2, 4, 4, 3), dtype=np.float16), torch.float16),
+        (np.arange(6).reshape(2, 3), torch.int64),
+        (np.ones((2, 3), dtype=np.uint8), torch.uint8),
+        (np.ones((2, 3, 4, 4), dtype=np.uint8), torch.uint8),
+    ],
+)
+def test_other_inputs_than_images_stay_as_they_are(given: Any, dtype: torch.dtype) -> None:
+    out = ImageInput("unit", CPU, True)(given)
+    assert out.dtype == dtype
+    assert np.array_equal(out.numpy(), given)
+
+
 def test_the_images_are_left_alone() -> None:
     images = IMAGES.copy()
     ImageInput("caffe", CPU, True)(images)
@@ -165,3 +182,82 @@ def test_bf16_computes_in_bf16_and_keeps_float32_gradients() -> None:
     difference = torch.linalg.vector_norm(gradients(model) - gradients(exact))
     # Of eight bits of mantissa: other than float32's, and near it.
     assert 0 < difference < 0.05 * torch.linalg.vector_norm(gradients(exact))
+
+
+# A user's own loss
+
+
+def own(loss: Any, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    images = ImageInput("unit", CPU, channels_last=True)
+    step = Step(
+        model=model or network(),
+        images=images,
+        aux_weight=0.5,
+        device=CPU,
+        precision="fp32",
+        loss=loss,
+    )
+    return step(IMAGES, LABELS)
+
+
+def squares(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs[:, 0] - targets).square().mean()
+
+
+def test_a_loss_of_ones_own_is_minimised() -> None:
+    model, plain = network(), network()
+    found = own(squares, model)
+    loss = squares(plain(ImageInput("unit", CPU, True)(IMAGES)), torch.from_numpy(LABELS))
+    loss.backward()
+    assert found.keys() == {"loss"}
+    assert (found["loss"].item(), found["loss"].requires_grad) == (loss.item(), False)
+    assert torch.equal(gradients(model), gradients(plain))
+
+
+def test_a_loss_may_have_parts_of_which_one_is_minimised() -> None:
+    def parts(outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": squares(outputs, targets), "size": outputs.detach().abs().mean()}
+
+    model, plain = network(), network()
+    found = own(parts, model)
+    own(squares, plain)
+    assert found.keys() == {"loss", "size"}
+    assert torch.equal(gradients(model), gradients(plain))
+
+
+def test_a_loss_sees_whatever_the_network_returns() -> None:
+    seen: list[Any] = []
+
+    def loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        seen.append((type(outputs), len(outputs), targets.tolist()))
+        total: torch.Tensor = outputs[0].sum() + outputs[1].sum()
+        return total
+
+    own(loss, WithHead())
+    assert seen == [(tuple, 2, [0, 2])]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda outputs, targets: outputs[:, 0],
+        lambda outputs, targets: outputs.detach().sum(),
+        lambda outputs, targets: torch.tensor(1.0),
+        lambda outputs, targets: {"total": outputs.sum()},
+        lambda outputs, targets: {},
+        lambda outputs, targets: {"loss": outputs},
+        lambda outputs, targets: {"loss": outputs.sum(), "other": outputs},
+        lambda outputs, targets: {"loss": outputs.sum(), "other": 1.5},
+        lambda outputs, targets: None,
+        lambda outputs, targets: 1.5,
+        lambda outputs, targets: (outputs.sum(), outputs.sum()),
+        lambda outputs, targets: {"loss": 1.5},
+    ],
+)
+def test_a_loss_that_cannot_be_minimised_is_told(loss: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        own(loss)
+    assert str(caught.value) == (
+        "--loss: must return a scalar tensor with a gradient, or a mapping of scalar tensors that "
+        "has it as 'loss'"
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from distbelief.config import ClusterConfig, TrainConfig
+from distbelief.coordinator.snapshots import Manifest
 from distbelief.errors import (
     ConfigError,
     DistBeliefError,
@@ -27,11 +28,15 @@ from distbelief.errors import (
 )
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
+from distbelief.observe import view
 from distbelief.observe.report import Report, progress_line
 from distbelief.runtime import supervisor as module
+from distbelief.runtime.folder import Probe
 from distbelief.runtime.prepare import Prepared
-from distbelief.runtime.supervisor import DRAIN_S, LINE_S, WAIT_S, Stop, Supervisor, stop_on_signals
+from distbelief.runtime.resume import Resumed
+from distbelief.runtime.supervisor import DRAIN_S, WAIT_S, Stop, Supervisor, stop_on_signals
 from distbelief.runtime.world import ReplicaEnd
+from distbelief.storage import LocalStorage, Storage, write_json
 
 N_REPLICAS, N_SHARDS = 3, 2
 LOST = RunError("it fell over")
@@ -60,6 +65,8 @@ def report(items: Mapping[int, int] | None = None, **changes: Any) -> Report:
         "repeated": 0,
         "refused": {},
         "replicas": tuple({"replica": r, "items": n} for r, n in (items or {}).items()),
+        "shards": (),
+        "snapshot": None,
         "validation": None,
         "mean_waiting": 0.0,
     }
@@ -148,8 +155,8 @@ class FakeWorld:
         self.calls.append("stop")
         self.stopped = True
 
-    def conclude(self, model_file: Path) -> Report:
-        self.calls.append(f"conclude {model_file.name}")
+    def conclude(self, model_file: str) -> Report:
+        self.calls.append(f"conclude {model_file}")
         if isinstance(self.conclusion, BaseException):
             raise self.conclusion
         return self.conclusion
@@ -187,11 +194,15 @@ class MakeRun:
         self.run_dir = run_dir
         self.monkeypatch = monkeypatch
 
-    def __call__(self, *turns: Turn, **world: Any) -> Run:
+    def __call__(
+        self, *turns: Turn, first_replica: int = 0, before: Resumed | None = None, **world: Any
+    ) -> Run:
         stop, said = Stop(), list[str]()
         fake = FakeWorld(stop, list(turns), **world)
         clock = type("Clock", (), {"monotonic": staticmethod(lambda: fake.now)})
-        self.monkeypatch.setattr(module, "time", clock)
+        for timed in (module, view):
+            self.monkeypatch.setattr(timed, "time", clock)
+        storage = LocalStorage(self.run_dir)
         layout = Layout.of(nn.Linear(2, 3).named_parameters())
         prepared = Prepared(
             config=TrainConfig(cluster=ClusterConfig(replicas=N_REPLICAS, shards=N_SHARDS)),
@@ -201,10 +212,14 @@ class MakeRun:
             n_outputs=3,
             classes=("a", "b", "c"),
             digests=("d",),
-            run_dir=self.run_dir,
+            storage=storage,
             started_at=0.0,
+            probe=Probe(storage, "word"),
+            first_replica=first_replica,
+            before=before,
         )
-        return Run(fake, stop, self.run_dir, Supervisor(fake, prepared, stop, said.append), said)
+        supervisor = Supervisor(fake, prepared, stop, view.Lines(said.append))
+        return Run(fake, stop, self.run_dir, supervisor, said)
 
 
 @pytest.fixture
@@ -240,13 +255,44 @@ def test_a_replica_that_ended_in_order_is_not_replaced_nor_waited_for(make_run: 
 
 
 def test_a_line_every_few_seconds(make_run: MakeRun) -> None:
-    a_line = round(LINE_S / WAIT_S)
+    a_line = round(view.LINE_S / WAIT_S)
     turns = [Turn(report=report(examples_applied=n)) for n in range(2 * a_line + 1)]
     run = make_run(*turns, FINISHED, drain=IN_ORDER[:])
     run.go()
     assert run.said[:-1] == [
-        progress_line(report(examples_applied=n)) for n in (a_line - 1, 2 * a_line - 1)
+        progress_line(report(examples_applied=n)) for n in (a_line, 2 * a_line)
     ]
+
+
+def test_the_summary_is_as_new_as_the_newest_snapshot(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, str, int | None]] = []
+
+    def write(storage: Storage, name: str, value: dict[str, Any]) -> None:
+        snapshot = value["snapshot"]
+        written.append((name, value["status"], snapshot and snapshot["number"]))
+        write_json(storage, name, value)
+
+    monkeypatch.setattr(module, "write_json", write)
+    numbers = [None, 0, 0, 4, 4, 5]
+    turns = [Turn(report=report(snapshot=n if n is None else {"number": n})) for n in numbers]
+    last = report(finished=True, snapshot={"number": 6})
+    run = make_run(*turns, FINISHED, drain=IN_ORDER[:], conclusion=last)
+    run.go()
+    running = [("summary.json", "running", n) for n in (0, 4, 5, None)]
+    assert written == [*running, ("summary.json", "finished", 6)]
+
+
+def test_replicas_of_a_resumed_run_have_numbers_of_their_own(make_run: MakeRun) -> None:
+    run = make_run(
+        Turn([end(8)]),
+        FINISHED,
+        first_replica=7,
+        drain=[[end(r, None) for r in (7, 9, 10)]],
+    )
+    run.go()
+    assert run.world.started == [7, 8, 9, 10]
 
 
 # Deaths
@@ -458,11 +504,12 @@ def test_a_summary_is_written_on_every_way_out(
     else:
         assert (run.summary()["status"], run.summary()["examples_applied"]) == (status, examples)
         assert run.summary()["wall_seconds"] == 12.35
-    assert run.world.told("end") == []
     if error is INTERRUPT:
         assert "cause" not in run.summary()
+        assert run.world.told("end") == [{"kind": "end", "status": "interrupted"}]
     else:
-        assert run.summary()["cause"] == str(as_distbelief_error(error))
+        assert run.world.told("end") == []
+        assert run.summary()["cause"].startswith(str(as_distbelief_error(error)))
         assert [event["cause"] for event in run.world.told("failure")] == [run.summary()["cause"]]
 
 
@@ -475,6 +522,53 @@ def test_a_failed_runs_summary_has_its_recoveries(make_run: MakeRun) -> None:
     with pytest.raises(ProcessLostError):
         run.go()
     assert [r["what"] for r in run.summary()["recoveries"]] == ["replica 2"]
+
+
+def test_recoveries_of_earlier_starts_stay_in_the_summary(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    earlier = {"what": "replica 0", "cause": "killed", "t": 1.0, "seconds": 2.0}
+    before = Resumed(
+        storage=LocalStorage(tmp_path),
+        manifest=Manifest(
+            number=0,
+            even=True,
+            examples_applied=0,
+            layout="",
+            n_parameters=0,
+            elapsed_s=0.0,
+            files=(),
+        ),
+        record={},
+        summary={"status": "failed", "recoveries": [earlier]},
+        incarnation=2,
+        first_replica=0,
+        epochs_told=0,
+        elapsed_s=0.0,
+        notes=(),
+    )
+    run = make_run(
+        Turn([end(2)]),
+        FINISHED,
+        before=before,
+        drain=[[end(r, None) for r in (0, 1, 3)]],
+    )
+    found = run.go()["recoveries"]
+    assert found[0] == earlier
+    assert [recovery["what"] for recovery in found] == ["replica 0", "replica 2"]
+    assert before.summary["recoveries"] == [earlier]
+
+
+def test_a_snapshot_that_fails_is_said_once(make_run: MakeRun) -> None:
+    failed = {"number": 0, "failed": "no room"}
+    snapshots = [{"number": 0}, failed, failed, {"number": 2}, {"number": 2, "failed": "no room"}]
+    run = make_run(
+        *(Turn(report=report(snapshot=snapshot)) for snapshot in snapshots),
+        FINISHED,
+        drain=IN_ORDER[:],
+    )
+    run.go()
+    assert run.said[:-1] == 2 * ["a snapshot failed, and is tried again: no room"]
 
 
 # Stop

@@ -1,5 +1,6 @@
 """Polyak averages in closed form."""
 
+import json
 from typing import Any
 
 import pytest
@@ -166,3 +167,52 @@ def test_a_push_of_no_examples_moves_nothing(kind: str) -> None:
     average.update(vector(2), 10)
     average.update(vector(100), 10)
     assert torch.equal(average.read(vector(0)), vector(2))
+
+
+# A snapshot's average
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(["uniform", "exponential", "none"]),
+    every=st.integers(1, 3),
+    tail=st.sampled_from([0.25, 0.5, 1.0]),
+    n=st.integers(0, 10),
+)
+def test_an_average_goes_on_as_if_it_had_not_been_saved(
+    kind: Any, every: int, tail: float, n: int
+) -> None:
+    config: dict[str, Any] = {"average_every": every, "average_tail": tail}
+    through, saved = averaging(kind, **config), averaging(kind, **config)
+    for i in range(1, n + 1):
+        for average in (through, saved):
+            average.update(vector(i * i), 10 * i)
+    restored = averaging(kind, **config)
+    values = saved.read(vector(0)).clone() if saved.started else None
+    restored.restore(json.loads(json.dumps(saved.to_dict())), values)
+    assert restored.started == saved.started
+    for i in range(n + 1, 11):
+        through.update(vector(i * i), 10 * i)
+        restored.update(vector(i * i), 10 * i)
+        assert torch.equal(through.read(vector(i)), restored.read(vector(i)))
+    assert restored.to_dict() == through.to_dict()
+
+
+def test_values_that_are_taken_over_are_a_copy() -> None:
+    average, values = averaging("exponential"), vector(3)
+    average.restore({"pending_pushes": 0, "examples_at_update": 10, "weight": 1}, values)
+    values.fill_(9.0)
+    assert torch.equal(average.read(vector(0)), vector(3))
+
+
+def test_an_average_of_shards_of_which_some_had_none_has_begun() -> None:
+    average = averaging("exponential")
+    average.restore({"pending_pushes": 0, "examples_at_update": 0, "weight": 0}, vector(3))
+    assert average.started
+    assert torch.equal(average.read(vector(0)), vector(3))
+
+
+def test_without_averaging_a_saved_average_is_passed_over() -> None:
+    average = averaging("none")
+    average.restore({"pending_pushes": 0, "examples_at_update": 0, "weight": 5}, vector(3))
+    assert not average.started

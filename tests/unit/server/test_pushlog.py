@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbelief.errors import DataError
-from distbelief.server.pushlog import LogEntry, LogHeader, PushLog, SetAside, read_log
+from distbelief.server.pushlog import (
+    LogEntry,
+    LogHeader,
+    PushLog,
+    SetAside,
+    incarnation_of,
+    read_log,
+)
+from distbelief.storage import LocalStorage, Storage
 
 HEADER = LogHeader(shard=1, n_shards=3, begin=10, end=20, incarnation=2)
 NAME = "shard-00001-of-00003.0002.jsonl"
+
+
+def read_at(path: Path) -> tuple[LogHeader, Iterator[LogEntry | SetAside]]:
+    """The log of that path in a run's folder."""
+    return read_log(LocalStorage(path.parent.parent), path.name)
 
 
 def entry(item: int, clock: int, skipped: tuple[int, ...] = ()) -> LogEntry:
@@ -43,7 +58,7 @@ FLAWS = (  # of a name that comes twice, JSON takes the last
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """A log of three lines after its header."""
-    log = PushLog(tmp_path / "pushes", HEADER)
+    log = PushLog(LocalStorage(tmp_path), HEADER)
     log.append(entry(7, 1, (3, 5)))
     log.set_aside(9, 'not_finite, 3 times, "quoted"\nwith a second line')
     log.append(entry(8, 2))
@@ -52,13 +67,51 @@ def written(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_is_read(written: Path) -> None:
-    header, entries = read_log(written)
+    header, entries = read_at(written)
     assert header == HEADER
     assert list(entries) == [
         entry(7, 1, (3, 5)),
         SetAside(9, 'not_finite, 3 times, "quoted"\nwith a second line'),
         entry(8, 2),
     ]
+
+
+def test_a_log_of_either_storage_says_what_it_rests_on(storage: Storage) -> None:
+    header = LogHeader(
+        shard=0,
+        n_shards=1,
+        begin=0,
+        end=30,
+        incarnation=4,
+        snapshot=17,
+        clock=9,
+        sources=((0, 2, 3, 9), (1, 2, 3, 8)),
+    )
+    log = PushLog(storage, header)
+    log.append(entry(7, 10))
+    log.sync()
+    log.set_aside(8, "norm")
+    log.close()
+    (name,) = storage.logs("pushes")
+    assert name == header.file_name
+    found, entries = read_log(storage, name)
+    assert found == header
+    assert list(entries) == [entry(7, 10), SetAside(8, "norm")]
+
+
+@pytest.mark.parametrize("sources", ["3", "[3]", "[[1, 2, 3]]", '[["a", 1, 1, 1]]', "null"])
+def test_sources_of_another_kind_are_no_header(sources: str, written: Path) -> None:
+    first, *rest = written.read_text().split("\n")
+    flawed = first.replace('"sources": []', f'"sources": {sources}')
+    written.write_text("\n".join([flawed, *rest]))
+    with pytest.raises(DataError, match="line 1 is no header"):
+        read_at(written)
+
+
+def test_a_log_of_an_earlier_version_names_no_sources(written: Path) -> None:
+    first, *rest = written.read_text().split("\n")
+    written.write_text("\n".join([first.replace(', "sources": []', ""), *rest]))
+    assert read_at(written)[0] == HEADER
 
 
 def test_the_file_is_what_scripts_read(written: Path) -> None:
@@ -71,6 +124,8 @@ def test_the_file_is_what_scripts_read(written: Path) -> None:
         "incarnation": 2,
         "snapshot": None,
         "clock": 0,
+        "sources": [],
+        "set_aside": [],
     }
     assert lines[1] == {
         "item": 7,
@@ -84,18 +139,40 @@ def test_the_file_is_what_scripts_read(written: Path) -> None:
 
 
 def test_the_header_is_there_at_once_and_entries_after_a_flush(tmp_path: Path) -> None:
-    log = PushLog(tmp_path, HEADER)
-    assert list(read_log(tmp_path / NAME)[1]) == []
+    storage = LocalStorage(tmp_path)
+    log = PushLog(storage, HEADER)
+    assert list(read_log(storage, NAME)[1]) == []
     log.append(entry(0, 1))
     log.flush()
-    assert list(read_log(tmp_path / NAME)[1]) == [entry(0, 1)]
+    assert list(read_log(storage, NAME)[1]) == [entry(0, 1)]
     log.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "incarnation"),
+    [
+        (HEADER.file_name, 2),
+        ("shard-00000-of-00001.0123.jsonl", 123),
+        ("shard-00000-of-00001.jsonl", 0),
+        ("notes.txt", 0),
+        ("", 0),
+    ],
+)
+def test_the_incarnation_is_in_the_name(name: str, incarnation: int) -> None:
+    assert incarnation_of(name) == incarnation
+
+
+def test_what_had_been_set_aside_is_in_the_header(tmp_path: Path) -> None:
+    header = replace(HEADER, snapshot=3, sources=((1, 3, 1, 4),), set_aside=(2, 9))
+    storage = LocalStorage(tmp_path)
+    PushLog(storage, header).close()
+    assert read_log(storage, NAME)[0] == header
 
 
 def test_a_log_is_never_written_over(written: Path) -> None:
     before = written.read_bytes()
     with pytest.raises(FileExistsError):
-        PushLog(written.parent, HEADER)
+        PushLog(LocalStorage(written.parent.parent), HEADER)
     assert written.read_bytes() == before
 
 
@@ -103,13 +180,14 @@ def test_a_log_is_never_written_over(written: Path) -> None:
 @given(rate=st.floats(0, 1e6), item=st.integers(0, 2**60))
 def test_rates_and_numbers_survive_exactly(rate: float, item: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
+        storage = LocalStorage(Path(folder))
         wanted = LogEntry(
             item=item, clock=1, base=(1, item), rate=rate, replica=0, examples=1, skipped=(item,)
         )
-        log = PushLog(Path(folder), HEADER)
+        log = PushLog(storage, HEADER)
         log.append(wanted)
         log.close()
-        assert list(read_log(Path(folder) / NAME)[1]) == [wanted]
+        assert list(read_log(storage, NAME)[1]) == [wanted]
 
 
 def test_a_torn_last_line_is_left_out_wherever_it_is_torn(written: Path) -> None:
@@ -117,9 +195,9 @@ def test_a_torn_last_line_is_left_out_wherever_it_is_torn(written: Path) -> None
     last = whole.rstrip(b"\n").rindex(b"\n") + 1
     for cut in range(last, len(whole)):
         written.write_bytes(whole[:cut])
-        assert len(list(read_log(written)[1])) == 2
+        assert len(list(read_at(written)[1])) == 2
     written.write_bytes(whole)
-    assert len(list(read_log(written)[1])) == 3
+    assert len(list(read_at(written)[1])) == 3
 
 
 @pytest.mark.parametrize(
@@ -145,7 +223,7 @@ def test_damage_is_named_by_file_and_line(
     lines[line] = replacement
     written.write_text("\n".join(lines))
     with pytest.raises(DataError) as caught:
-        list(read_log(written)[1])
+        list(read_at(written)[1])
     assert str(caught.value).startswith(f"{written}: {problem}")
 
 
@@ -153,14 +231,15 @@ def test_the_push_that_those_flaws_are_put_into_is_whole(written: Path) -> None:
     lines = written.read_text().split("\n")
     lines[1] = f"{{{PUSH}}}"
     written.write_text("\n".join(lines))
-    assert next(read_log(written)[1]) == entry(7, 1)
+    assert next(read_at(written)[1]) == entry(7, 1)
 
 
 def test_a_log_that_is_no_text_or_is_not_there_cannot_be_read(written: Path) -> None:
     written.write_bytes(b"\xff\xfe\x00")
-    for path in (written, written.parent, written.with_name("none.jsonl")):
+    (written.parent / "folder").mkdir()
+    for path in (written, written.parent / "folder", written.with_name("none.jsonl")):
         with pytest.raises(DataError) as caught:
-            read_log(path)
+            read_at(path)
         assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
@@ -168,7 +247,7 @@ def test_a_log_that_is_no_text_or_is_not_there_cannot_be_read(written: Path) -> 
 def test_a_log_without_a_whole_header_is_an_error(contents: str, written: Path) -> None:
     written.write_text(contents)
     with pytest.raises(DataError, match="line 1 is damaged"):
-        read_log(written)
+        read_at(written)
 
 
 @pytest.mark.parametrize(

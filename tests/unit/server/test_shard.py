@@ -16,8 +16,10 @@ from distbelief.config import AveragingConfig, OptimizerConfig
 from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
 from distbelief.layout import Segment
 from distbelief.server.pushlog import LogEntry, SetAside, read_log
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
+from distbelief.server.spec import ShardSpec
 from distbelief.server.writer import _Task
+from distbelief.storage import LocalStorage, Storage
 from distbelief.types import (
     Push,
     PushReply,
@@ -40,11 +42,16 @@ def fetch(shard: Shard, **arguments: Any) -> list[float]:
     return out.tolist()
 
 
+def log_in(storage: Storage) -> list[LogEntry | SetAside]:
+    """The one log that there is."""
+    (name,) = storage.logs("pushes")
+    return list(read_log(storage, name)[1])
+
+
 def log_of(shard: Shard) -> list[LogEntry | SetAside]:
     """The shard's log so far."""
     shard.state()  # hands it to the system
-    (path,) = shard.spec.log_folder.iterdir()
-    return list(read_log(path)[1])
+    return log_in(shard.spec.storage)
 
 
 class StuckValues:
@@ -177,7 +184,8 @@ def test_a_refusal_leaves_all_state_as_it_was(
     assert (reply.status, reply.refusal) == (PushStatus.REFUSED, reason)
     assert (reply.version, reply.fetched, reply.staleness) == (Version(1, 3), None, None)
     assert reply.detail
-    assert shard.state() == replace(before, refused={reason.value: 1})
+    sent = shard.state().nbytes_sent  # by the fetches here
+    assert shard.state() == replace(before, refused={reason.value: 1}, nbytes_sent=sent)
     assert (fetch(shard), log_of(shard)) == (values, log)
     assert fetch(shard, weights=Weights.AVERAGED) == averages
     assert out.tolist() == [7.0] * 4
@@ -309,6 +317,7 @@ def test_state_tells_all(start_shard: StartShard, make_push: MakePush) -> None:
         repeated=1,
         refused={"rate": 1},
         staleness={0: 1, 2: 1},
+        nbytes_received=3 * 6 * 4,
     )
     assert shard.version == Version(3, 3)
 
@@ -342,8 +351,8 @@ def test_the_log_has_all_of_a_push(start_shard: StartShard, make_push: MakePush)
         )
     )
     shard.close()
-    path = shard.spec.log_folder / "shard-00001-of-00002.0004.jsonl"
-    header, entry = (json.loads(line) for line in path.read_text().splitlines())
+    text = shard.spec.storage.read_log("pushes/shard-00001-of-00002.0004.jsonl")
+    header, entry = (json.loads(line) for line in text.splitlines())
     assert (header["shard"], header["begin"], header["end"]) == (1, 0, 4)
     assert entry == {
         "item": 6,
@@ -597,7 +606,7 @@ def test_a_log_that_fails_at_the_end_is_not_hidden(
 ) -> None:
     shard = start_shard()
     close_fails(shard, monkeypatch)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ProcessLostError, match="push log cannot be written: No space left"):
         shard.close()
 
 
@@ -637,8 +646,7 @@ def test_close_finishes_the_tasks_at_hand(start_shard: StartShard, make_push: Ma
         stuck.released.set()
         assert [push.result(60).status for push in pushes] == 4 * [PushStatus.APPLIED]
         closing.result(60)
-    (path,) = shard.spec.log_folder.iterdir()
-    assert len(list(read_log(path)[1])) == 4
+    assert len(log_in(shard.spec.storage)) == 4
 
 
 def test_the_writer_ends_with_the_shard(
@@ -667,7 +675,8 @@ def test_a_log_folder_that_cannot_be_made_stops_the_start(
     make_spec: Callable[..., ShardSpec], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"), Shard(make_spec(log_folder=tmp_path / "file" / "x")):
+    storage = LocalStorage(tmp_path / "file" / "x")
+    with pytest.raises(OSError, match="file"), Shard(make_spec(storage=storage)):
         pass
 
 

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import MalformedError
-from distbelief.types import Push, PushReply, PushStatus, Refusal, ShardState, Version, Weights
+from distbelief.types import (
+    Intervals,
+    Push,
+    PushReply,
+    PushStatus,
+    Refusal,
+    ShardFile,
+    ShardState,
+    Version,
+    Weights,
+)
 
 numbers = st.integers(0, 2**63 - 1)
 small = st.integers(0, 2**32 - 1)
@@ -105,24 +115,51 @@ def test_weights_of_a_later_version_are_malformed() -> None:
         records.fetch_from_wire(through(pb.FetchRequest(weights=99)))
 
 
+states = st.builds(
+    ShardState,
+    shard=small,
+    incarnation=numbers,
+    begin=numbers,
+    end=numbers,
+    loaded=st.booleans(),
+    clock=numbers,
+    examples=numbers,
+    skipped=numbers,
+    applied=st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple),
+    set_aside=st.dictionaries(numbers, st.text(max_size=10), max_size=3),
+    repeated=numbers,
+    refused=st.dictionaries(st.sampled_from([r.value for r in Refusal]), numbers, max_size=3),
+    staleness=st.dictionaries(numbers, numbers, max_size=4),
+    queued=small,
+    nbytes_received=numbers,
+    nbytes_sent=numbers,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(states)
+def test_state(state: ShardState) -> None:
+    assert records.state_from_wire(through(records.state_to_wire(state))) == state
+
+
+@settings(deadline=None, max_examples=60)
+@given(numbers, st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple), st.floats(0, 1e9))
+def test_save(snapshot: int, items: Intervals, seconds: float) -> None:
+    request = through(records.save_to_wire(snapshot, items, seconds))
+    assert records.save_from_wire(request) == (snapshot, items, seconds)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.builds(
-        ShardState,
-        shard=small,
-        incarnation=numbers,
-        begin=numbers,
-        end=numbers,
-        loaded=st.booleans(),
-        clock=numbers,
-        examples=numbers,
-        skipped=numbers,
-        applied=st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple),
-        set_aside=st.dictionaries(numbers, st.text(max_size=10), max_size=3),
-        repeated=numbers,
-        refused=st.dictionaries(st.sampled_from([r.value for r in Refusal]), numbers, max_size=3),
-        staleness=st.dictionaries(numbers, numbers, max_size=4),
+        ShardFile,
+        name=st.text(max_size=20),
+        nbytes=numbers,
+        sha256=st.text("0123456789abcdef", max_size=64),
+        n_shards=small,
+        state=states,
+        paused_s=st.floats(0, 1e6),
     )
 )
-def test_state(state: ShardState) -> None:
-    assert records.state_from_wire(through(records.state_to_wire(state))) == state
+def test_file(file: ShardFile) -> None:
+    assert records.file_from_wire(through(records.file_to_wire(file))) == file

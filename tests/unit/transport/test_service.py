@@ -14,17 +14,23 @@ import torch
 
 from distbelief.config import AveragingConfig, OptimizerConfig
 from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
+from distbelief.server.pause import Gate, Pause
 from distbelief.server.pushlog import read_log
 from distbelief.server.shard import Shard
+from distbelief.server.statefile import read
+from distbelief.storage import LocalStorage
+from distbelief.transport import client as client_module
 from distbelief.transport._generated import parameter_server_pb2 as pb
-from distbelief.transport.client import ShardClient
+from distbelief.transport.client import SAVE_S, ShardClient
 from distbelief.transport.codec import CHUNK_NBYTES, Chunk, chunks, encode
 from distbelief.transport.service import SERVICE, ShardServer, authorization
 from distbelief.types import (
+    Intervals,
     Push,
     PushReply,
     PushStatus,
     Refusal,
+    ShardFile,
     ShardService,
     ShardState,
     Version,
@@ -106,6 +112,12 @@ class FakeShard:
             repeated=0,
         )
 
+    def pause(self, seconds: float) -> ShardState:
+        return self.state()
+
+    def save(self, snapshot: int, items: Intervals, seconds: float) -> ShardFile:
+        return ShardFile(name="a", nbytes=1, sha256="", n_shards=1, state=self.state())
+
 
 CALLS: dict[str, Callable[[ShardClient, Push], object]] = {
     "fetch": lambda client, push: client.fetch(torch.empty(4), begin=0),
@@ -113,6 +125,8 @@ CALLS: dict[str, Callable[[ShardClient, Push], object]] = {
     "load": lambda client, push: client.load(torch.zeros(4)),
     "set_aside": lambda client, push: client.set_aside((1,), "why"),
     "state": lambda client, push: client.state(),
+    "pause": lambda client, push: client.pause(0.01),
+    "save": lambda client, push: client.save(0, (), 0.0),
     "healthy": lambda client, push: client.healthy(),
 }
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -132,8 +146,8 @@ def test_everything_equals_direct_calls_bit_for_bit(
         "optimizer": OptimizerConfig(kernel="unfused", max_staleness=2),
         "averaging": AveragingConfig(average="exponential", average_every=1),
     }
-    direct = start_shard(size, log_folder=tmp_path / "direct", **common)
-    served = start_shard(size, log_folder=tmp_path / "served", **common)
+    direct = start_shard(size, storage=LocalStorage(tmp_path / "direct"), **common)
+    served = start_shard(size, storage=LocalStorage(tmp_path / "served"), **common)
     client = serve(served, size=size)
     sides: list[ShardService] = [direct, client]
     outs = [torch.full((size,), 7.0) for _ in sides]
@@ -188,8 +202,15 @@ def test_everything_equals_direct_calls_bit_for_bit(
         1,
         {"stale": 1, "rate": 1, "layout": 1},
     )
-    logs = [next(folder.iterdir()) for folder in (tmp_path / "direct", tmp_path / "served")]
-    assert logs[0].read_bytes() == logs[1].read_bytes()
+    files = [side.save(7, ((3, 6),), 60.0) for side in sides]
+    assert replace(files[0], paused_s=0.0) == replace(files[1], paused_s=0.0)
+    assert (files[0].state.clock, files[0].n_shards) == (3, 1)
+    contents = [s.spec.storage.read(f"snapshots/000007/{files[0].name}") for s in (direct, served)]
+    assert contents[0] == contents[1]
+    logs = [shard.spec.storage.logs("pushes") for shard in (direct, served)]
+    assert logs[0] == logs[1] == ["shard-00000-of-00001.0002.jsonl"]
+    texts = [s.spec.storage.read_log(f"pushes/{logs[0][0]}") for s in (direct, served)]
+    assert texts[0] == texts[1]
 
 
 def test_the_callers_gradient_is_left_alone(
@@ -559,8 +580,12 @@ def test_two_servers_cannot_share_a_port(start_shard: StartShard, serve: Serve) 
 
 @every_call
 def test_a_deadline_is_kept(
-    call: Callable[[ShardClient, Push], object], make_push: MakePush, serve: Serve
+    call: Callable[[ShardClient, Push], object],
+    make_push: MakePush,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(client_module, "SAVE_S", 0.1)
     released = threading.Event()
     client = serve(FakeShard(blocks=released, error=RuntimeError("late")), timeout_s=0.1)
     try:
@@ -692,8 +717,8 @@ def test_the_log_of_a_served_shard_is_the_shards(
     for item in range(3):
         client.push(make_push(item, replica=item))
     client.state()
-    (path,) = shard.spec.log_folder.iterdir()
-    _, entries = read_log(path)
+    (name,) = shard.spec.storage.logs("pushes")
+    _, entries = read_log(shard.spec.storage, name)
     assert [(e.item, e.clock, e.replica) for e in entries] == [(0, 1, 0), (1, 2, 1), (2, 3, 2)]
 
 
@@ -714,3 +739,79 @@ def test_a_process_lost_is_not_a_refusal(make_push: MakePush, serve: Serve) -> N
     client = serve(FakeShard(error=ProcessLostError("shard 0", "no space")))
     with pytest.raises(TransportError, match="no space"):
         client.fetch(torch.empty(4), begin=0)
+
+
+# Pauses and snapshots
+
+
+def test_a_pause_and_a_save_go_through_the_wire(
+    start_shard: StartShard,
+    make_push: MakePush,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, begun = threading.Semaphore(0), threading.Semaphore(0)
+    wait, begin = Pause.wait, Gate.begin
+
+    def watched_wait(pause: Pause) -> None:
+        held.release()
+        wait(pause)
+
+    def watched_begin(gate: Gate, pause: Pause) -> None:
+        begin(gate, pause)
+        begun.release()
+
+    monkeypatch.setattr(Pause, "wait", watched_wait)
+    monkeypatch.setattr(Gate, "begin", watched_begin)
+    shard = start_shard(index=1, n_shards=2)
+    client = serve(shard)
+    client.push(make_push(0))
+    assert client.pause(600.0) == shard.state()
+    assert begun.acquire(timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        later = pool.submit(client.push, make_push(2))
+        assert held.acquire(timeout=60)
+        assert client.push(make_push(0)).status is PushStatus.ALREADY_APPLIED
+        saving = pool.submit(client.save, 17, ((0, 2),), 600.0)
+        assert begun.acquire(timeout=60)
+        assert held.acquire(timeout=60)  # it waits for the other pause now
+        assert client.push(make_push(1)).status is PushStatus.APPLIED
+        file = saving.result(60)
+        assert later.result(60).status is PushStatus.APPLIED
+    assert (file.name, file.n_shards) == ("shard-00001-of-00002.safetensors", 2)
+    assert (file.state.applied, file.state.clock, file.state.repeated) == (((0, 2),), 2, 1)
+    assert file.paused_s > 0.0
+    found = read(shard.spec.storage, 17, file)
+    assert found.tensors["parameters"].tolist() == [-2.0] * 4
+    assert found.about["account"]["applied"] == [[0, 2]]
+
+
+def test_a_shard_that_cannot_be_saved_says_so_through_the_wire(
+    start_shard: StartShard, serve: Serve, tmp_path: Path
+) -> None:
+    shard = start_shard(index=3, n_shards=4)
+    client = serve(shard, index=3)
+    (tmp_path / "snapshots").write_text("")
+    with pytest.raises(ShardRefusedError) as caught:
+        client.save(0, (), 0.0)
+    assert (caught.value.shard, caught.value.reason) == (3, "cannot_save")
+    assert caught.value.detail.startswith(f"cannot write to {tmp_path}: ")
+    assert client.healthy()
+
+
+def test_a_save_may_take_longer_than_other_calls(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve(FakeShard(), timeout_s=5.0)
+    timeouts: list[float] = []
+    for name in ("_pause", "_save"):
+        call = getattr(client, name)
+
+        def told(request: Any, *, call: Any = call, timeout: float, **rest: Any) -> Any:
+            timeouts.append(timeout)
+            return call(request, timeout=timeout, **rest)
+
+        monkeypatch.setattr(client, name, told)
+    client.pause(1.0)
+    client.save(0, (), 30.0)
+    assert timeouts == [5.0, SAVE_S + 30.0]

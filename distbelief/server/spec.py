@@ -1,0 +1,52 @@
+"""What a shard must know to start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distbelief.config import AveragingConfig, OptimizerConfig
+from distbelief.layout import Segment
+from distbelief.server.restore import Restore
+from distbelief.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSpec:
+    """All that a shard must know to start; plain values, no parameters.
+
+    Attributes:
+        index: Which shard, from 0.
+        n_shards: Shards of the run.
+        begin: First element of the flat vector.
+        end: End of its elements.
+        segments: What differs by range, counted from ``begin``.
+        layout: Fingerprint of the layout.
+        incarnation: How many times this shard has been started, from 1.
+        examples_per_item: Examples of a whole item, the unit of the average's decay.
+        total_examples: Examples of the whole run, for averages over its tail.
+        n_replicas: The queue has room for a push and a fetch of each.
+        optimizer: The update rule.
+        averaging: The Polyak average.
+        storage: The run's folder: the push log goes there, and snapshots.
+        restore: Where the state comes from; without it the shard waits for initial values.
+    """
+
+    index: int
+    n_shards: int
+    begin: int
+    end: int
+    segments: tuple[Segment, ...]
+    layout: str
+    incarnation: int
+    examples_per_item: int
+    total_examples: int
+    n_replicas: int
+    optimizer: OptimizerConfig
+    averaging: AveragingConfig
+    storage: Storage
+    restore: Restore | None = None
+
+    @property
+    def size(self) -> int:
+        """Elements of the shard."""
+        return self.end - self.begin
