@@ -117,9 +117,9 @@ def test_an_older_snapshot_does_again_what_came_after_it(
 def test_two_shards_go_on_as_three_and_then_as_one(
     tiny: Callable[..., TrainConfig], transport: str
 ) -> None:
-    config = tiny(replicas=2, shards=2, epochs=60, average="exponential", snapshot_every=180)
-    storage, _ = go(config, until=600, transport=transport)
-    for n_shards, n_replicas, until in [(3, 3, 2000), (1, 1, 10**9)]:
+    config = tiny(replicas=2, shards=2, epochs=24, average="exponential", snapshot_every=180)
+    storage, _ = go(config, until=400, transport=transport)
+    for n_shards, n_replicas, until in [(3, 3, 1000), (1, 1, 10**9)]:
         cluster = replace(config.cluster, shards=n_shards, replicas=n_replicas)
         resumed = Resume(storage.url)
         before = manifests(storage)[0][-1]
@@ -129,7 +129,7 @@ def test_two_shards_go_on_as_three_and_then_as_one(
         found = audit(storage.url)
         assert found.clean, found.counter_example
         assert found.n_shards == n_shards
-    assert (result["status"], found.examples) == ("finished", 5400)
+    assert (result["status"], found.examples) == ("finished", 2160)
     replicas = [e["replica"] for e in read_events(storage) if e["kind"] == "replica_started"]
     assert len(replicas) == len(set(replicas)) == 6
 
@@ -149,18 +149,18 @@ def test_a_run_lives_at_a_url(
     tiny: Callable[..., TrainConfig], tmp_path: Path, scheme: str
 ) -> None:
     url = f"file://{tmp_path}/run" if scheme == "file" else f"memory://{uuid.uuid4()}/run"
-    config = replace(tiny(epochs=40), run_dir=url)
+    config = replace(tiny(epochs=14), run_dir=url)
     view = StopAt(300)
     result = train(config, view, view.stop)
     assert result["status"] == "interrupted"
     result = train(config, Lines(view.say), resume=Resume(url))
-    assert (result["status"], result["examples_applied"]) == ("finished", 3600)
+    assert (result["status"], result["examples_applied"]) == ("finished", 1260)
     storage = storage_at(url)
     assert json.loads(storage.read("summary.json"))["status"] == "finished"
     assert storage.read("model.safetensors")
     found = audit(url)
     assert found.clean, found.counter_example
-    assert found.examples == 3600
+    assert found.examples == 1260
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
@@ -216,7 +216,7 @@ def test_a_signal_during_a_snapshot_leaves_the_last_good_one(
 def test_a_damaged_snapshot_is_named_and_the_one_before_offered(
     tiny: Callable[..., TrainConfig],
 ) -> None:
-    config = tiny(epochs=40, snapshot_every=90)
+    config = tiny(epochs=14, snapshot_every=90)
     storage, _ = go(config, until=500)
     before, newest = manifests(storage)[0][-2:]
     path = Path(storage.url) / "snapshots" / f"{newest.number:06d}" / newest.files[1].name
