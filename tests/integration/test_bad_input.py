@@ -110,7 +110,6 @@ def labels(split): return TensorDataset(torch.zeros(100, 4), torch.arange(100))
 
 
 def own_code(here: Path) -> None:
-    # In a package of its own: a module that has been imported stays, whatever lies at its place.
     (here / "mine.py").write_text(OWN_CODE)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distbelief import audit as module
+from distbelief import history as module
 from distbelief.audit import audit
 from distbelief.config import ScheduleConfig, TrainConfig
 from distbelief.coordinator.schedule import Schedule
