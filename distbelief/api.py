@@ -19,7 +19,7 @@ from distbelief.observe.events import read_events
 from distbelief.observe.record import newest_run
 from distbelief.observe.view import View
 from distbelief.recipes import recipe
-from distbelief.replica.step import Loss
+from distbelief.replica.criterion import Loss
 from distbelief.runtime import train as runtime
 from distbelief.runtime.runs import Resume, recorded
 from distbelief.runtime.supervisor import Stop

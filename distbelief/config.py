@@ -8,24 +8,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distbelief.errors import ConfigError
-
-
-def _require(condition: bool, field_name: str, problem: str) -> None:
-    if not condition:
-        raise ConfigError(field_name, problem)
-
-
-def _require_positive(config: object, *fields: str) -> None:
-    for name in fields:
-        value = getattr(config, name)
-        if value is not None:
-            good = math.isfinite(value) and value > 0
-            _require(good, name, f"must be greater than 0, not {value}")
+from distbelief.replication import ClusterConfig, ReplicaConfig, require, require_positive, slots_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +36,8 @@ class ModelConfig:
     """Keep images and convolution weights channels-last in memory."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "width")
-        _require(self.aux_weight >= 0, "aux_weight", f"must be 0 or more, not {self.aux_weight}")
+        require_positive(self, "width")
+        require(self.aux_weight >= 0, "aux_weight", f"must be 0 or more, not {self.aux_weight}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +73,10 @@ class DataConfig:
         return self.data or self.dataset or "drawn shapes"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "classes", "loaders", "drawn_train", "drawn_val")
+        require_positive(self, "classes", "loaders", "drawn_train", "drawn_val")
         both = self.data is not None and self.dataset is not None
-        _require(not both, "dataset", "cannot be given together with --data; leave out one of them")
-        _require(self.image_size >= 16, "image_size", f"must be at least 16, not {self.image_size}")
+        require(not both, "dataset", "cannot be given together with --data; leave out one of them")
+        require(self.image_size >= 16, "image_size", f"must be at least 16, not {self.image_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +103,15 @@ class OptimizerConfig:
     """Refuse a gradient that is staler than so many updates."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.momentum < 1, "momentum", f"must be in [0, 1), not {self.momentum}")
-        _require(
+        require(0 <= self.momentum < 1, "momentum", f"must be in [0, 1), not {self.momentum}")
+        require(
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             "weight_decay",
             f"must be 0 or more, not {self.weight_decay}",
         )
-        _require_positive(self, "bias_rate", "clip_norm", "max_norm")
+        require_positive(self, "bias_rate", "clip_norm", "max_norm")
         staleness_ok = self.max_staleness is None or self.max_staleness >= 0
-        _require(staleness_ok, "max_staleness", f"must be 0 or more, not {self.max_staleness}")
+        require(staleness_ok, "max_staleness", f"must be 0 or more, not {self.max_staleness}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +132,8 @@ class ScheduleConfig:
     """Examples over which the rate rises linearly to lr."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "lr", "step_epochs", "step_factor", "power")
-        _require(
+        require_positive(self, "lr", "step_epochs", "step_factor", "power")
+        require(
             self.warmup_examples >= 0,
             "warmup_examples",
             f"must be 0 or more, not {self.warmup_examples}",
@@ -166,64 +154,17 @@ class AveragingConfig:
     """Pushes between two updates of the average."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.average_decay < 1,
             "average_decay",
             f"must be in [0, 1), not {self.average_decay}",
         )
-        _require(
+        require(
             0 < self.average_tail <= 1,
             "average_tail",
             f"must be in (0, 1], not {self.average_tail}",
         )
-        _require_positive(self, "average_every")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplicaConfig:
-    """What one replica does between two pushes."""
-
-    batch_size: int = 32
-    """Examples of one step of one replica."""
-    n_push: int = 1
-    """Steps whose gradients are summed into one push."""
-    n_fetch: int = 1
-    """Steps between two fetches of the parameters."""
-    overlap: bool = True
-    """Exchange with the shards behind the compute of the next step."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Arithmetic of the network; auto is bf16 where the device has it."""
-    device: str = "auto"
-    """Device of the replicas: cpu, cuda, or auto."""
-    threads: int | None = None
-    """Threads of one replica; by default a fair part of its host's cores."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "n_push", "n_fetch", "threads")
-        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
-        _require(known is not None, "device", f"must be auto, cpu or cuda, not {self.device!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """How many processes, and where."""
-
-    replicas: int = 2
-    """Copies of the model that compute gradients."""
-    shards: int = 1
-    """Parameter servers, each with an equal range of the parameters."""
-    address: str | None = None
-    """auto joins the cluster of this host, local starts one, inprocess uses no Ray, HOST:PORT joins
-    that one; by default auto where a cluster runs and local elsewhere."""
-    lease_s: float = 20.0
-    """Seconds of work that each replica holds ahead."""
-    rpc_timeout_s: float = 60.0
-    """Deadline of one call to a shard."""
-    patience_s: float = 120.0
-    """Seconds that a replica goes on trying to reach a shard, and a run to be placed."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "replicas", "shards", "lease_s", "rpc_timeout_s", "patience_s")
+        require_positive(self, "average_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +181,9 @@ class SnapshotConfig:
     """Seconds that shards wait at most to be saved with the same items applied."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "snapshot_every", "snapshot_s", "snapshot_pause_s")
+        require_positive(self, "snapshot_every", "snapshot_s", "snapshot_pause_s")
         kept = self.keep_snapshots
-        _require(kept >= 2, "keep_snapshots", f"must be at least 2, not {kept}")
+        require(kept >= 2, "keep_snapshots", f"must be at least 2, not {kept}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,18 +219,27 @@ class TrainConfig:
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "max_examples")
+        require_positive(self, "epochs", "max_examples")
+        if self.cluster.replica_group:
+            n_replicas = len(self.slots)
+            cluster = dataclasses.replace(self.cluster, replicas=n_replicas)
+            object.__setattr__(self, "cluster", cluster)
         # A push that is held back for a snapshot must be answered before its deadline.
         longest = self.cluster.rpc_timeout_s / 4
         pause = self.snapshots.snapshot_pause_s
-        _require(
+        require(
             pause <= longest,
             "snapshot_pause_s",
             f"must be at most a quarter of --rpc-timeout-s, {longest:g}, not {pause:g}",
         )
         for name in ("seed", "init_seed"):
             seed = getattr(self, name)
-            _require(seed is None or 0 <= seed < 2**63, name, f"must be in [0, 2**63), not {seed}")
+            require(seed is None or 0 <= seed < 2**63, name, f"must be in [0, 2**63), not {seed}")
+
+    @property
+    def slots(self) -> tuple[ReplicaConfig, ...]:
+        """What each replica is, by its slot: a replica that replaces another takes its slot."""
+        return slots_of(self.replica, self.cluster)
 
     def changed(self, **options: Any) -> TrainConfig:
         """The configuration with options of any part changed, by their names on the command line.
@@ -309,6 +259,11 @@ class TrainConfig:
             for field in dataclasses.fields(value)
         }
         owners |= {name: None for name, v in values.items() if not dataclasses.is_dataclass(v)}
+        if "replicas" in options and self.cluster.replica_group:
+            if options.get("replica_group"):
+                raise ConfigError("replicas", "is told by --replica-group; leave one of them out")
+            options = {"replica_group": (), **options}
+        by_part: dict[str, dict[str, Any]] = {}
         for name, value in options.items():
             if name not in owners:
                 close = difflib.get_close_matches(name, owners, n=1)
@@ -318,18 +273,26 @@ class TrainConfig:
             if owner is None:
                 values[name] = value
             else:
-                values[owner] = dataclasses.replace(values[owner], **{name: value})
+                by_part.setdefault(owner, {})[name] = value
+        for part, changes in by_part.items():
+            values[part] = dataclasses.replace(values[part], **changes)
         return TrainConfig(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, nested as the dataclasses are."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        values["cluster"]["replica_group"] = list(self.cluster.replica_group)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; unknown fields raise TypeError."""
+
+        def read(part: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+
         parts = {
-            f.name: f.default_factory(**values.get(f.name, {}))  # the dataclass itself
+            f.name: f.default_factory(**read(values.get(f.name, {})))  # the dataclass itself
             for f in dataclasses.fields(cls)
             if f.default_factory is not dataclasses.MISSING
         }

@@ -9,6 +9,7 @@
         ├── TransportError    a shard did not answer in time; trying again is harmless
         ├── ShardRefusedError a shard answered, and will never take the request
         ├── ProcessLostError  a process that the run cannot do without has died
+        ├── StageLostError    a stage of a replica has lost touch with the others
         ├── UnexpectedError   none of ours: in a user's code, or a bug
         └── SupersededError   the run has been resumed by another process, and goes on there
 
@@ -131,6 +132,21 @@ class ProcessLostError(RunError):
 
     def __str__(self) -> str:
         return f"{self.what} was lost: {self.cause}"
+
+
+class StageLostError(RunError):
+    """A stage can go no further without another that has ended, and that knows why."""
+
+    def __init__(self, replica: int, stage: int, detail: str) -> None:
+        super().__init__(replica, stage, detail)
+        self.replica = replica
+        self.stage = stage
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return (
+            f"stage {self.stage} of replica {self.replica} lost touch with another: {self.detail}"
+        )
 
 
 class SupersededError(RunError):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,28 @@ class Layout:
             p.name: flat.as_strided(p.shape, p.stride, flat.storage_offset() + p.begin)
             for p in self.parameters
         }
+
+    def part(self, names: Collection[str]) -> Layout:
+        """The layout of some of the parameters, joined, in a vector of their own."""
+        found, begin = [], 0
+        for p in self.parameters:
+            if p.name in names:
+                end = begin + p.end - p.begin
+                found.append(replace(p, begin=begin, end=end))
+                begin = end
+        return Layout(tuple(found))
+
+    def ranges(self, names: Collection[str]) -> list[tuple[int, int]]:
+        """Where these parameters lie in the flat vector; neighbours are joined."""
+        found: list[tuple[int, int]] = []
+        for p in self.parameters:
+            if p.name not in names:
+                continue
+            if found and found[-1][1] == p.begin:
+                found[-1] = (found[-1][0], p.end)
+            else:
+                found.append((p.begin, p.end))
+        return found
 
     def to_list(self) -> list[list[Any]]:
         """Plain values for JSON."""

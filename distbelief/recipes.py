@@ -7,15 +7,14 @@ from collections.abc import Callable
 
 from distbelief.config import (
     AveragingConfig,
-    ClusterConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
-    ReplicaConfig,
     ScheduleConfig,
     TrainConfig,
 )
 from distbelief.errors import UsageError
+from distbelief.replication import ClusterConfig, ReplicaConfig
 
 
 def quickstart() -> TrainConfig:

@@ -49,15 +49,19 @@ class Refusal(StrEnum):
     STALE = "stale"
     INCARNATION = "incarnation"
     NOT_LOADED = "not_loaded"
+    LEASE = "lease"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
-    """One item's gradient for one shard.
+    """One item's gradient for one shard, or a part of it.
+
+    A part covers some of the shard's range; parts of the same item, lease and replica that cover
+    all of it without overlapping are one push, in whatever order they come.
 
     Attributes:
         item: The item's number, the identity of the push.
-        lease: The lease under which the replica holds the item.
+        lease: The lease under which the replica holds the item; later leases have higher numbers.
         replica: The replica that pushes.
         begin: First element of the flat vector that ``gradient`` covers.
         incarnation: The shard's incarnation that the push is meant for.
@@ -108,7 +112,8 @@ class ShardState:
     items that could not be read. ``set_aside`` has the reason of each item; ``staleness`` counts
     applied pushes by their staleness, ``refused`` refusals by their reason. ``queued`` tasks wait
     for the writer; ``nbytes_received`` of gradients have come and ``nbytes_sent`` of parameters
-    gone since the shard was started.
+    gone since the shard was started; ``traffic`` has the bytes of both by who called, for callers
+    that gave a name.
     """
 
     shard: int
@@ -127,6 +132,7 @@ class ShardState:
     queued: int = 0
     nbytes_received: int = 0
     nbytes_sent: int = 0
+    traffic: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +190,15 @@ class ParameterService(Protocol):
     def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
         """Applies an item's gradient unless the shard has it already; returns what became of it.
 
-        Returns when the gradient has been applied, so that a fetch afterwards sees it. With
-        ``fetch_into``, of the gradient's size, the newest parameters of its range, the push
-        included, are written there whatever the status, except for a refusal; they are predicted
-        ones if that is what the run's replicas compute with.
+        Returns when the gradient has been applied, so that a fetch afterwards sees it; a part's
+        call waits until the other parts have come, too. With ``fetch_into``, of the gradient's
+        size, the newest parameters of its range, the push included, are written there whatever the
+        status, except for a refusal; they are predicted ones if that is what the run's replicas
+        compute with. Calls for the parts of one push get the same answer, of one version.
 
         Raises:
-            TransportError: no answer in time; the push may or may not have been applied.
+            TransportError: no answer in time, or the other parts did not come; the push may or may
+                not have been applied, and the same call again takes the place of this one.
         """
         ...
 
@@ -275,6 +283,7 @@ class ReplicaReport:
         waiting_s: Seconds that its compute waited for batches since the last report.
         parameters_age_s: Seconds since it fetched the parameters that it computes with, or None.
         leaving: It takes no more items and gives back those it holds.
+        stages: Processes that it consists of.
     """
 
     replica: int
@@ -286,6 +295,7 @@ class ReplicaReport:
     waiting_s: float = 0.0
     parameters_age_s: float | None = None
     leaving: bool = False
+    stages: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

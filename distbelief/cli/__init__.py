@@ -18,6 +18,7 @@ Asynchronous, parameter-server training on Ray, after DistBelief.
 usage: distbelief COMMAND ...
 
   train [RECIPE] [OPTIONS]   train; without a recipe: quickstart, which needs no data
+  plan stages [RECIPE]       divide a network into stages, and tell what to expect of them
   evaluate RUN...            top-1, top-5 and loss of trained models, alone or averaged
   export RUN                 a trained model as safetensors or ONNX
   status [RUN]               how a run stands, from its folder; by default the newest of runs/
@@ -30,6 +31,12 @@ distbelief COMMAND --help tells the options of a command."""
 
 def _train(arguments: Sequence[str]) -> int:
     from distbelief.cli.train import main
+
+    return main(arguments)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from distbelief.cli.plan import main
 
     return main(arguments)
 
@@ -76,6 +83,7 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "plan": _plan,
     "evaluate": _evaluate,
     "export": _export,
     "status": _status,

@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str]) -> Command:
         SystemExit: a value that is none (2), or ``--help`` (0); the text has been printed.
     """
     rest = list(arguments)
-    as_json, no_live = _taken("--json", rest), _taken("--no-live", rest)
+    as_json, no_live = taken("--json", rest), taken("--no-live", rest)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if any(a == "--recipe" or a.startswith("--recipe=") for a in rest):
         raise UsageError("the recipe is the first argument: distbelief train NAME ...")
@@ -66,15 +66,37 @@ def parse(arguments: Sequence[str]) -> Command:
             raise UsageError(
                 f"{resume.run} is a run of {start.recipe}, not of {name}; leave it out"
             )
+    config = configured(
+        start,
+        rest,
+        prog=f"distbelief train {start.recipe}",
+        description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
+    )
+    return Command(config, resume, as_json, not no_live)
+
+
+def configured(start: TrainConfig, rest: list[str], *, prog: str, description: str) -> TrainConfig:
+    """A configuration, changed by the options of a command line, which are all of it.
+
+    Raises:
+        ConfigError: an impossible value.
+        SystemExit: a value that is none (2), or ``--help`` (0); the text has been printed.
+    """
+    groups = _values("--replica-group", rest)
+    if any(word.partition("=")[0] == "--replicas" for word in rest):
+        if groups:
+            raise ConfigError("replicas", "is told by --replica-group; leave one of them out")
+        start = start.changed(replica_group=())  # of a run that is resumed
     config = tyro.cli(
         Annotated[TrainConfig, tyro.conf.arg(name="")],
         default=start,
         args=rest,
-        prog=f"distbelief train {start.recipe}",
-        description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
+        prog=prog,
+        description=description,
         config=(tyro.conf.OmitArgPrefixes,),  # --batch-size, not --replica.batch-size
     )
-    return Command(config, resume, as_json, not no_live)
+    # Last, since a group rests on what the other options say of all replicas.
+    return config.changed(replica_group=tuple(groups)) if groups else config
 
 
 def _resume(rest: list[str]) -> Resume | None:
@@ -108,6 +130,27 @@ def _value(option: str, rest: list[str]) -> str | None:
     return None
 
 
+def _values(option: str, rest: list[str]) -> list[str]:
+    """Takes every occurrence of an option off, each with one value or several."""
+    found: list[str] = []
+    while True:
+        at = next(
+            (i for i, w in enumerate(rest) if w == option or w.startswith(f"{option}=")), None
+        )
+        if at is None:
+            return found
+        _, equals, value = rest[at].partition("=")
+        end = at + 1
+        values = [value] if equals else []
+        while not equals and end < len(rest) and not rest[end].startswith("-"):
+            values.append(rest[end])
+            end += 1
+        if not any(values):
+            raise ConfigError(option.lstrip("-"), "has no value")
+        found += values
+        del rest[at:end]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Trains; prints how it goes and, with --json, the summary alone to the standard output."""
     command = parse(arguments)
@@ -124,7 +167,8 @@ def main(arguments: Sequence[str]) -> int:
     return {"finished": 0, "interrupted": 130}.get(result["status"], 1)
 
 
-def _taken(flag: str, rest: list[str]) -> bool:
+def taken(flag: str, rest: list[str]) -> bool:
+    """Takes a switch off the command line; whether it was there."""
     present = flag in rest
     if present:
         rest.remove(flag)

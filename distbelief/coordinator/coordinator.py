@@ -190,7 +190,7 @@ class Coordinator:
     def _member(self, report: ReplicaReport, at: float) -> Member:
         member = self._membership.members.get(report.replica)
         if member is None:
-            member = Member(report.replica, report.host, report.pid, at)
+            member = Member(report.replica, report.host, report.pid, at, stages=report.stages)
             self._membership.members[report.replica] = member
         member.last_seen = at
         member.waiting_s += report.waiting_s

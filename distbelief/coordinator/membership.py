@@ -26,6 +26,7 @@ class Member:
     waiting_s: float = 0.0
     parameters_age_s: float | None = None
     left: bool = False
+    stages: int = 1
 
 
 @dataclass(slots=True)

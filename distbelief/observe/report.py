@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,7 @@ def progress_event(r: Report, staleness: Mapping[int, int]) -> dict[str, Any]:
         "members": [
             {
                 "replica": m["replica"],
+                "stages": m.get("stages", 1),
                 "state": m["state"],
                 "items": m["items"],
                 "images_per_second": _rounded(m["images_per_second"], 2),
@@ -169,9 +170,22 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def summary(
-    r: Report | None, *, status: str, replicas: int, shards: int, recoveries: list[dict[str, Any]]
+    r: Report | None,
+    *,
+    status: str,
+    stages: Sequence[int],
+    shards: int,
+    recoveries: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The contents of ``summary.json``; ``r`` is None if the run ended before it could report."""
+    """The contents of ``summary.json``.
+
+    Args:
+        r: The last report; None if the run ended before there was one.
+        status: How it stands.
+        stages: Stages of each replica.
+        shards: How many there are.
+        recoveries: What died, and when it served again.
+    """
     if r is None:
         return {"status": status, "examples_applied": 0, "recoveries": recoveries}
     return {
@@ -183,8 +197,8 @@ def summary(
         "images_per_second": round(r.mean_images_per_second, 2),
         "pushes": {"applied": r.applied, "repeated": r.repeated, "refused": r.refused},
         "staleness": staleness_summary(r.staleness),
-        "replicas": replicas,
-        "stages": 1,
+        "replicas": len(stages),
+        "stages": stages[0] if len(set(stages)) == 1 else list(stages),
         "shards": shards,
         "learning_rate": r.learning_rate,
         "train_loss": r.losses.get("loss"),

@@ -233,7 +233,9 @@ def _replicas(replicas: Sequence[dict[str, Any]], most: int, width: int) -> Tabl
     for m in shown:
         state = str(m.get("state", ""))
         host = _host(str(m.get("host", "")), width - BESIDE_HOST)
-        add(str(m["replica"]), Text(state, style=STYLES.get(state, "")), host, [m])
+        stages = m.get("stages", 1)
+        name = f"{m['replica']}, {stages} stages" if stages > 1 else str(m["replica"])
+        add(name, Text(state, style=STYLES.get(state, "")), host, [m])
     if rest := replicas[len(shown) :]:
         n = sum(m.get("state") == "working" for m in rest)
         add(f"and {len(rest)} more", Text(f"{n} working" if n else ""), "", rest)

@@ -197,7 +197,7 @@ def lives(record: Record) -> list[Life]:
         elif kind == "shard_started":
             where = str(event.get("node") or event.get("address") or "")
             known.begin(f"shard {event['shard']}", t, where)
-        elif kind == "replica_placed":
+        elif kind == "replica_placed" and not event.get("stage"):
             placed[event["replica"]] = str(event.get("node", ""))
         elif kind == "replica_joined":
             where = str(event.get("host") or placed.get(event["replica"], ""))

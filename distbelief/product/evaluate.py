@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distbelief.config import ReplicaConfig
 from distbelief.data.crops import CropsTransform
 from distbelief.data.loader import Batch, BatchLoader, sequential_batches
 from distbelief.data.source import ImageSource
@@ -29,6 +28,7 @@ from distbelief.models.losses import main_logits
 from distbelief.product.images import check_classes, difference
 from distbelief.product.weights import Trained
 from distbelief.replica.step import ImageInput, resolve_device, resolve_precision
+from distbelief.replication import ReplicaConfig
 
 NAMED = 10
 """So many of the images that could not be read are named."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -23,14 +25,21 @@ class FlatModel:
         incoming: ``(size,) float32`` on the CPU, to be fetched into.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        device: torch.device,
+        owned: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        """Binds ``owned``, by default all parameters of ``model``, as the layout has them."""
         self.model = model.to(device)
         self._device = device
         self._layout = layout
         self._on_host = device.type == "cpu"
         pinned = device.type == "cuda"
         size = layout.size
-        named = dict(model.named_parameters())
+        named = dict(model.named_parameters()) if owned is None else owned
         self._bound = [named[p.name] for p in layout.parameters]
         self.parameters = torch.empty(size, device=device)
         self.gradient = torch.zeros(size, device=device)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from distbelief.config import ReplicaConfig
 from distbelief.layout import Layout
 from distbelief.models.dropout import seed_dropout
 from distbelief.replica.buffers import FlatModel
 from distbelief.replica.exchange import Exchange, Exchanged, Gradient, Pending
-from distbelief.replica.feed import Feed, Work
+from distbelief.replica.feed import Work
+from distbelief.replica.group import Alone, Group, Word
 from distbelief.replica.reporter import Progress, Reporter
-from distbelief.replica.step import Step
+from distbelief.replica.stagefeed import Source
+from distbelief.replica.step import StepOf
+from distbelief.replication import ReplicaConfig
 from distbelief.server.rules import step_along
 from distbelief.types import ItemOutcome, Refusal, Version
 
@@ -29,6 +32,11 @@ class Downpour:
     in flight at most: a replica whose shard is away computes one item more and then waits.
 
     Without overlap each exchange is waited for, so that the next step rests on its result.
+
+    A replica of several stages runs one loop in each, on that stage's part of the vectors. They go
+    in step: the first tells the others of each item and batch, and at an item's edge all tell each
+    other how long their part of the gradient is and what became of the push before, so that all
+    decide alike.
     """
 
     def __init__(
@@ -37,15 +45,16 @@ class Downpour:
         replica: int,
         flat: FlatModel,
         layout: Layout,
-        step: Step,
+        step: StepOf,
         exchange: Exchange,
-        feed: Feed,
+        feed: Source,
         progress: Progress,
         config: ReplicaConfig,
         seed: int,
         max_norm: float | None,
         clip_norm: float | None = None,
         name_of: Callable[[int], str] = str,
+        group: Group | None = None,
     ) -> None:
         self._replica = replica
         self._flat = flat
@@ -59,14 +68,20 @@ class Downpour:
         self._max_norm = max_norm
         self._clip_norm = clip_norm
         self._name_of = name_of
+        self._group: Group = group or Alone()
         self._versions: tuple[Version, ...] = ()
-        self._pending: tuple[Pending, ItemOutcome | None] | None = None
+        self._pending: Pending | None = None
+        self._outcome: ItemOutcome | None = None
+        self._refused = ""
         self._since_fetch = 0
         # With n_push = 1 the step's gradient is the push; else pushes add up beside it.
         self._accrued = torch.zeros_like(flat.gradient) if config.n_push > 1 else None
 
-    def run(self, reporter: Reporter) -> None:
-        """Computes and pushes items until there are no more; raises what ended it otherwise."""
+    def run(self, reporter: Reporter | None) -> None:
+        """Computes and pushes items until there are no more; raises what ended it otherwise.
+
+        ``reporter`` is the first stage's.
+        """
         self._start(None, None, fetch=True)
         self._collect()
         began = time.monotonic()
@@ -75,16 +90,17 @@ class Downpour:
             now = time.monotonic()
             self._progress.note_pace(now - began)
             began = now
-            if len(self._feed.held()) <= 2:
-                reporter.wake()
-        self._collect()
-        reporter.check()
+            if reporter is not None:
+                reporter.item_done()
+        self._settle()
+        if reporter is not None:
+            reporter.check()
 
     def _next(self) -> Work | None:
         if self._feed.ready:
             return self._feed.next()
         # Nothing to compute behind which the last push could be hidden; its outcome may matter.
-        self._collect()
+        self._settle()
         work = self._feed.next()
         if work is not None:
             # The others may have gone far meanwhile.
@@ -116,7 +132,8 @@ class Downpour:
 
     def _edge_within(self, work: Work) -> None:
         """The edge of a step that does not complete its item."""
-        self._collect(wait=False)
+        # Whether a fetch is begun must not depend on how fast this stage's shards are.
+        self._collect(wait=self._fetch_due and self._group.n_stages > 1)
         self._accrue_and_step(work)
         if self._fetch_due and self._pending is None:
             self._start(None, None, fetch=True)
@@ -133,12 +150,12 @@ class Downpour:
     ) -> None:
         """The edge of the step that completes an item."""
         self._collect()
-        norm = self._push_norm()
+        norm, means = self._agree(losses)
         refusal = self._refusal(norm)
         outcome = ItemOutcome(
             item=work.item.number,
             examples=examples,
-            losses=_mean(losses),
+            losses=means,
             refusal=refusal,
             pushed=not refusal,
             unreadable=tuple(self._name_of(index) for index in skipped),
@@ -147,7 +164,7 @@ class Downpour:
             self._flat.take_gradient()
             if self._accrued is not None:
                 self._accrued.zero_()
-            self._progress.add(outcome)
+            self._note(outcome)
             # The local parameters may have taken steps along what was refused.
             self._start(None, None, fetch=True)
             self._collect()
@@ -159,7 +176,34 @@ class Downpour:
         gradient = Gradient(work.item, self._take_push(), base, examples, skipped)
         self._start(gradient, outcome, fetch=self._fetch_due)
         if not self._config.overlap:
-            self._collect()
+            self._settle()
+
+    def _agree(self, losses: list[Mapping[str, torch.Tensor]]) -> tuple[float, dict[str, float]]:
+        """The norm of the whole push, and the item's losses, which the last stage knows."""
+        word = {"norm": self._push_norm(), "refused": self._refused, "losses": _mean(losses)}
+        words = self._group.gather(word)
+        self._note_last(words)
+        means = {name: mean for word in words for name, mean in word["losses"].items()}
+        return math.hypot(*(word["norm"] for word in words)), means
+
+    def _settle(self) -> None:
+        """Waits for the exchange in flight, and lets all stages know what became of it."""
+        self._collect()
+        if self._outcome is not None:
+            self._note_last(self._group.gather({"refused": self._refused}))
+
+    def _note_last(self, words: Sequence[Word]) -> None:
+        """Takes note of what became of the last push, on whichever shard of whichever stage."""
+        refusal = next((word["refused"] for word in words if word["refused"]), "")
+        if refusal:
+            self._since_fetch = self._config.n_fetch  # too old, perhaps: newer ones are due
+        if self._outcome is not None:
+            self._note(replace(self._outcome, refusal=refusal))
+        self._outcome, self._refused = None, ""
+
+    def _note(self, outcome: ItemOutcome) -> None:
+        if self._group.stage == 0:  # whose reporter takes it away again
+            self._progress.add(outcome)
 
     def _push_norm(self) -> float:
         gradient = self._flat.gradient
@@ -196,21 +240,19 @@ class Downpour:
         self, gradient: Gradient | None, outcome: ItemOutcome | None, *, fetch: bool
     ) -> None:
         into = self._flat.incoming if fetch else None
-        self._pending = (self._exchange.start(gradient, into), outcome)
+        self._pending = self._exchange.start(gradient, into)
+        if outcome is not None:
+            self._outcome = outcome
         if fetch:
             self._since_fetch = 0
 
     def _collect(self, *, wait: bool = True) -> Exchanged | None:
         """Takes the result of the exchange in flight, if there is one and it may be waited for."""
-        if self._pending is None or not (wait or self._pending[0].done()):
+        if self._pending is None or not (wait or self._pending.done()):
             return None
-        pending, outcome = self._pending
-        self._pending = None
+        pending, self._pending = self._pending, None
         result = pending.result()
-        if outcome is not None:
-            self._progress.add(replace(outcome, refusal=result.refusal))
-        if result.refusal:
-            self._since_fetch = self._config.n_fetch  # too old, perhaps: newer ones are due
+        self._refused = self._refused or result.refusal
         if result.versions is not None:
             self._versions = result.versions
             self._flat.swap_in()

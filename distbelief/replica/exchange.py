@@ -33,20 +33,49 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 @dataclass(frozen=True, slots=True)
 class ShardPort:
-    """A shard as a replica reaches it: the service, its range and its incarnation."""
+    """A shard, or a range of one, as a replica reaches it.
+
+    ``begin`` and ``end`` count in the flat vector; ``at`` is where ``begin`` lies in the vectors
+    that are exchanged, which for a stage are a part of that; by default they are the whole.
+    """
 
     service: ParameterService
     shard: int
     begin: int
     end: int
     incarnation: int
+    at: int | None = None
+
+    @property
+    def local(self) -> slice:
+        """The range in the vectors that are exchanged."""
+        at = self.begin if self.at is None else self.at
+        return slice(at, at + self.end - self.begin)
+
+
+def ports_of(ports: Sequence[ShardPort], ranges: Sequence[tuple[int, int]]) -> list[ShardPort]:
+    """The ports of a stage: for each of its ranges, the part of each shard that it overlaps.
+
+    Args:
+        ports: The shards.
+        ranges: The stage's ranges of the flat vector, in the order in which its own vector has
+            them.
+    """
+    found, at = [], 0
+    for begin, end in ranges:
+        for port in ports:
+            low, high = max(begin, port.begin), min(end, port.end)
+            if low < high:
+                found.append(replace(port, begin=low, end=high, at=at + low - begin))
+        at += end - begin
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
     """An item's gradient, ready to be pushed.
 
-    ``values`` is ``(size,) float32`` on the CPU; ``base`` has a version for each shard.
+    ``values`` is ``(size,) float32`` on the CPU; ``base`` has a version for each port.
     """
 
     item: LeasedItem
@@ -70,7 +99,7 @@ class Exchanged:
 
 
 class Exchange:
-    """Pushes to and fetches from all shards at once. For one replica's thread; a context manager.
+    """Pushes to and fetches from several shards at once; a context manager, for one thread.
 
     A call that gets no answer is tried again, which is harmless, until ``patience_s`` have passed.
     """
@@ -121,7 +150,7 @@ class Exchange:
     def _exchange_one(
         self, at: int, port: ShardPort, gradient: Gradient | None, fetch_into: torch.Tensor | None
     ) -> PushReply | Version:
-        into = None if fetch_into is None else fetch_into[port.begin : port.end]
+        into = None if fetch_into is None else fetch_into[port.local]
         if gradient is None:
             assert into is not None
             return self._fetch(port, into)
@@ -136,7 +165,7 @@ class Exchange:
             examples=gradient.examples,
             skipped=gradient.skipped,
             layout=self._layout,
-            gradient=gradient.values[port.begin : port.end],
+            gradient=gradient.values[port.local],
         )
         reply = self._patiently(lambda: port.service.push(push, fetch_into=into))
         if reply.refusal in FATAL:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,24 @@ Submit = Callable[[BatchRequest], "Future[Batch]"]
 Order = Callable[[int], NDArray[np.int64]]
 
 
+class Pending(Protocol):
+    """A batch that is being made."""
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would return at once."""
+        ...
+
+    def result(self, timeout: float | None = None) -> Batch:
+        """Waits for it, for so many seconds at most; raises what went wrong, or TimeoutError."""
+        ...
+
+
 @dataclass(slots=True)
 class Work:
     """A leased item with its batches, one a step."""
 
     item: LeasedItem
-    batches: list[Future[Batch]] = field(default_factory=list)
+    batches: list[Pending] = field(default_factory=list)
 
 
 class Feed:
@@ -75,6 +88,12 @@ class Feed:
         """Whether :meth:`next` would return at once."""
         with self._changed:
             return self._ended or bool(self._loading)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until :meth:`next` would return at once; false if that takes longer."""
+        with self._changed:
+            self._current = None
+            return self._changed.wait_for(lambda: self._ended or bool(self._loading), timeout_s)
 
     def next(self) -> Work | None:
         """Waits for the next item; None at the end. The one before counts as finished."""

@@ -71,12 +71,19 @@ class Reporter:
     """
 
     def __init__(
-        self, coordinator: CoordinatorService, feed: Feed, progress: Progress, replica: int
+        self,
+        coordinator: CoordinatorService,
+        feed: Feed,
+        progress: Progress,
+        replica: int,
+        *,
+        n_stages: int = 1,
     ) -> None:
         self._coordinator = coordinator
         self._feed = feed
         self._progress = progress
         self._replica = replica
+        self._n_stages = n_stages
         self._wake = threading.Event()
         self._closing = False
         self._says_goodbye = False
@@ -103,9 +110,10 @@ class Reporter:
         if kind is None:
             self.check()
 
-    def wake(self) -> None:
-        """Asks for a report now."""
-        self._wake.set()
+    def item_done(self) -> None:
+        """Asks for a report now if little is left to do."""
+        if len(self._feed.held()) <= 2:
+            self._wake.set()
 
     def check(self) -> None:
         """Raises the error that ended the reports, if any."""
@@ -143,4 +151,5 @@ class Reporter:
             waiting_s=waited_s,
             parameters_age_s=self._progress.parameters_age_s(),
             leaving=leaving,
+            stages=self._n_stages,
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -14,10 +13,9 @@ from torch import nn
 
 from distbelief.data.normalize import normalization
 from distbelief.errors import ConfigError
-from distbelief.models.losses import losses, main_logits
-
-Loss = Callable[[Any, torch.Tensor], "torch.Tensor | Mapping[str, torch.Tensor]"]
-"""From what a network returns and the targets to what is minimised, or to ``{"loss": …, …}``."""
+from distbelief.models.dropout import take_rows
+from distbelief.models.stages import autocast, even_parts
+from distbelief.replica.criterion import Criterion, Mean
 
 
 def resolve_device(device: str) -> torch.device:
@@ -73,25 +71,6 @@ class ImageInput:
         return normalised if self._channels_last else normalised.contiguous()
 
 
-def _check_logits(logits: torch.Tensor, labels: NDArray[Any]) -> None:
-    """What cross entropy would only name by torch's own words, or not at all on an accelerator."""
-    if logits.dim() != 2 or len(logits) != len(labels):
-        shape = tuple(logits.shape)
-        raise ConfigError(
-            "model",
-            f"returns {shape} for {len(labels)} examples; ({len(labels)}, classes) is wanted",
-        )
-    if not logits.requires_grad:
-        raise ConfigError("model", "returns logits without a gradient: nothing could be learned")
-    n_classes, low, high = logits.shape[1], int(labels.min()), int(labels.max())
-    if low < 0 or high >= n_classes:
-        raise ConfigError(
-            "classes",
-            f"a label is {low if low < 0 else high}, the network has {n_classes} outputs, for "
-            f"labels 0 to {n_classes - 1}: mend the data set, or give more classes",
-        )
-
-
 class BufferWatch:
     """Refuses a network that learns in buffers, which no shard holds and no average covers.
 
@@ -126,54 +105,52 @@ class BufferWatch:
                 )
 
 
+class StepOf(Protocol):
+    """A step of a whole network, or of one of its stages."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is computed with."""
+        ...
+
+    def __call__(self, images: NDArray[Any], labels: NDArray[Any]) -> Mapping[str, torch.Tensor]:
+        """Adds the batch's mean gradient to the parameters' ``grad``; returns its losses."""
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
-    """The forward and backward pass of one batch.
-
-    ``loss`` is a user's own, from outputs and targets; by default it is the cross entropy.
-    """
+    """The forward and backward pass of one batch, in parts of ``micro_batch_size`` at most."""
 
     model: nn.Module
     images: ImageInput
-    aux_weight: float
+    criterion: Criterion
     device: torch.device
     precision: Literal["fp32", "bf16"]
-    loss: Loss | None = None
     watch: BufferWatch | None = None
+    micro_batch_size: int | None = None
 
     def __call__(self, images: NDArray[Any], labels: NDArray[Any]) -> dict[str, torch.Tensor]:
         """Adds the batch's mean gradient to the parameters' ``grad``; returns its losses, detached.
 
         ``loss`` is what was minimised. A batch without rows adds nothing and has no losses.
         """
-        if not len(labels):
+        n = len(labels)
+        if not n:
             return {}
-        targets = torch.from_numpy(labels).to(self.device)
-        with self._autocast():
-            outputs = self.model(self.images(images))
-        if self.loss is None:
-            _check_logits(main_logits(outputs), labels)
-        found = self._losses(outputs, targets)
-        found["loss"].backward()  # type: ignore[no-untyped-call]
+        mean, begin = Mean({}), 0
+        for size in even_parts(n, self.micro_batch_size or n):
+            rows = slice(begin, begin + size)
+            begin += size
+            if size < n:
+                take_rows(self.model, rows.start, n)
+            with autocast(self.device, self.precision):
+                outputs = self.model(self.images(images[rows]))
+            found = self.criterion(outputs, labels[rows], self.device)
+            share = size / n
+            loss = found["loss"] if share == 1.0 else found["loss"] * share
+            loss.backward()  # type: ignore[no-untyped-call]
+            mean.add(found, share)
         if self.watch is not None:
             self.watch.check()
-        return {name: value.detach() for name, value in found.items()}
-
-    def _losses(self, outputs: object, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.loss is None:
-            return losses(outputs, targets, self.aux_weight)
-        found: object = self.loss(outputs, targets)
-        named = dict(found) if isinstance(found, Mapping) else {"loss": found}
-        scalars = {k: v for k, v in named.items() if isinstance(v, torch.Tensor) and not v.dim()}
-        if len(scalars) < len(named) or "loss" not in named or not scalars["loss"].requires_grad:
-            raise ConfigError(
-                "loss",
-                "must return a scalar tensor with a gradient, or a mapping of scalar tensors that "
-                "has it as 'loss'",
-            )
-        return scalars
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return mean.sums

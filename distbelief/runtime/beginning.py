@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import platform
 import socket
@@ -109,6 +110,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
         "incarnation": prepared.incarnation,
         "layout": prepared.layout.fingerprint,
         "data_digests": list(prepared.digests),
+        "stages": [None if p is None else dataclasses.asdict(p) for p in prepared.stage_plans],
         "plan": {
             "n_examples": plan.n_examples,
             "batch_size": plan.batch_size,

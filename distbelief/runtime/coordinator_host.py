@@ -5,33 +5,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from distbelief.config import TrainConfig
 from distbelief.coordinator.coordinator import Coordinator
-from distbelief.coordinator.schedule import Schedule
-from distbelief.coordinator.snapshots import Manifest, Pace
+from distbelief.coordinator.snapshots import Pace
 from distbelief.errors import (
     ConfigError,
     RunError,
-    SupersededError,
     TransportError,
     as_distbelief_error,
 )
 from distbelief.observe.report import Report
 from distbelief.runtime.evaluations import Evaluate, Evaluations
 from distbelief.runtime.gauges import Gauges
-from distbelief.runtime.prepare import Prepared
+from distbelief.runtime.host_spec import HostSpec
 from distbelief.runtime.recorder import Recorder
+from distbelief.runtime.regular_snapshots import RegularSnapshots
 from distbelief.runtime.snapshots import Snapshots, Standing
-from distbelief.storage import Storage
 from distbelief.types import Orders, ReplicaReport, ShardFile, ShardService
 
 POLL_S = 0.2
-RETRY_SNAPSHOT_S = 30.0
-"""After a snapshot that failed the next is tried so much later."""
 PROGRESS_EVENT_S = 5.0
 """Seconds between two progress events; a run's first minutes are told in more detail."""
 
@@ -43,48 +37,6 @@ MOST_SKIPPED, SHARE_SKIPPED = 10, 0.001
 
 SHOWN_UNREADABLE = 10
 """So many of them are named."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostSpec:
-    """What a coordinator's process must know; plain values.
-
-    Attributes:
-        config: The run.
-        schedule: The learning rate of each item.
-        layout: Fingerprint of the layout.
-        storage: The run's folder.
-        started_at: Start of the run, in seconds since the epoch.
-        incarnation: Of the run's start.
-        resumed: The snapshot that it goes on from, or None.
-        abandoned: Snapshots of a history that did not survive.
-        epochs_told: Epochs whose end is in the events already.
-    """
-
-    config: TrainConfig
-    schedule: Schedule
-    layout: str
-    storage: Storage
-    started_at: float
-    incarnation: int = 1
-    resumed: Manifest | None = None
-    abandoned: frozenset[int] = frozenset()
-    epochs_told: int = 0
-
-    @classmethod
-    def of(cls, prepared: Prepared) -> HostSpec:
-        """What the coordinator of a run must know."""
-        return cls(
-            config=prepared.config,
-            schedule=prepared.schedule,
-            layout=prepared.layout.fingerprint,
-            storage=prepared.storage,
-            started_at=prepared.started_at,
-            incarnation=prepared.incarnation,
-            resumed=prepared.resumed,
-            abandoned=frozenset(prepared.abandoned),
-            epochs_told=0 if prepared.before is None else prepared.before.epochs_told,
-        )
 
 
 class CoordinatorHost:
@@ -109,21 +61,26 @@ class CoordinatorHost:
         self._patience_s = cluster.patience_s
         self._started_at = spec.started_at
         self._record = Recorder(spec.storage, spec.started_at, tensorboard=spec.config.tensorboard)
-        self._snapshots = Snapshots(
-            spec.storage,
-            shards,
-            layout=spec.layout,
-            keep=spec.config.snapshots.keep_snapshots,
-            pause_s=spec.config.snapshots.snapshot_pause_s,
-            emit=self._record.emit,
-            abandoned=spec.abandoned,
-            incarnation=spec.incarnation,
+        config = spec.config.snapshots
+        self._snapshots = RegularSnapshots(
+            Snapshots(
+                spec.storage,
+                shards,
+                layout=spec.layout,
+                keep=config.keep_snapshots,
+                pause_s=config.snapshot_pause_s,
+                emit=self._record.emit,
+                abandoned=spec.abandoned,
+                incarnation=spec.incarnation,
+            ),
+            Pace(config.snapshot_every or self._plan.n_examples, config.snapshot_s),
+            self._standing,
+            self._record.emit,
         )
         self._unreadable: dict[str, None] = {}
         self._gauges = Gauges(self._plan, len(shards))
         validation = resumed.validation if resumed else None
         self._evaluations = Evaluations(evaluate, validation, self._record.emit)
-        self._snapshot: dict[str, Any] | None = None
         self._failure = ""
         self._closing = threading.Event()
         self._epochs_seen = 0
@@ -157,11 +114,11 @@ class CoordinatorHost:
         resumed = self._spec.resumed
         if resumed is None:
             try:
-                self._snapshot_now("start")
+                self._snapshots.take("start")
             except (RunError, OSError) as error:
                 raise ConfigError("run_dir", f"the first snapshot failed: {error}") from error
         else:
-            self._note_snapshot(resumed)
+            self._snapshots.note(resumed)
 
     def __exit__(
         self,
@@ -182,7 +139,11 @@ class CoordinatorHost:
         if report.replica not in self._joined:
             self._joined.add(report.replica)
             self._record.emit(
-                "replica_joined", replica=report.replica, host=report.host, pid=report.pid
+                "replica_joined",
+                replica=report.replica,
+                host=report.host,
+                pid=report.pid,
+                stages=report.stages,
             )
         return orders
 
@@ -217,7 +178,7 @@ class CoordinatorHost:
             self._coordinator.status(),
             elapsed_s=time.time() - self._started_at,
             failure=self._failure or self._record.failure,
-            snapshot=self._snapshot,
+            snapshot=self._snapshots.newest,
             validation=self._evaluations.newest,
             run_dir=self._spec.storage.url,
         )
@@ -228,7 +189,7 @@ class CoordinatorHost:
         self._join("coordinator", "snapshots")
         self.observe()
         # Before an evaluation that is at work has ended: a spot machine may go any moment.
-        self._snapshot_or_event("end")
+        self._snapshots.try_one("end")
         self._end_threads()
         self._note_epochs()
         self._check_waste()
@@ -274,34 +235,7 @@ class CoordinatorHost:
                 self._record.progress(self.run_report())
 
     def _take_snapshots(self) -> None:
-        config = self._spec.config.snapshots
-        pace = Pace(config.snapshot_every or self._plan.n_examples, config.snapshot_s)
-        taken_at = time.monotonic()
-        examples_then = self._coordinator.status().examples_applied
-        while not self._closing.wait(POLL_S):
-            examples = self._coordinator.status().examples_applied
-            if pace.due(examples - examples_then, time.monotonic() - taken_at):
-                if self._snapshot_or_event("due"):
-                    taken_at, examples_then = time.monotonic(), examples
-                elif self._closing.wait(RETRY_SNAPSHOT_S):
-                    return
-
-    def _snapshot_or_event(self, reason: str) -> bool:
-        """Whether there is a new snapshot; if not, why is told, and training goes on."""
-        try:
-            self._snapshot_now(reason)
-        except SupersededError:
-            raise
-        except (RunError, OSError) as error:
-            self._record.emit("snapshot_failed", reason=reason, cause=str(error))
-            self._snapshot = {**(self._snapshot or {}), "failed": str(error)}
-            return False
-        return True
-
-    def _snapshot_now(self, reason: str) -> None:
-        began = time.monotonic()
-        manifest = self._snapshots.take(self._standing, reason=reason)
-        self._note_snapshot(manifest, round(time.monotonic() - began, 3))
+        self._snapshots.run(lambda: self._coordinator.status().examples_applied, self._closing)
 
     def _standing(self, files: Sequence[ShardFile]) -> Standing:
         self._record.sync()  # what happened before it is as durable as the snapshot
@@ -311,15 +245,6 @@ class CoordinatorHost:
             losses=self._coordinator.status().losses,
             validation=self._evaluations.newest,
         )
-
-    def _note_snapshot(self, manifest: Manifest, seconds: float | None = None) -> None:
-        self._snapshot = {
-            "number": manifest.number,
-            "even": manifest.even,
-            "examples_applied": manifest.examples_applied,
-            "t": round(manifest.elapsed_s, 3),
-            "seconds": seconds,
-        }
 
     def _tell_set_aside(self) -> None:
         self._untold.update(self._coordinator.take_set_aside())

@@ -118,6 +118,7 @@ class Gauges:
         silent = time.time() - m.last_seen > SILENT_S
         return {
             "replica": m.replica,
+            "stages": m.stages,
             "host": m.host,
             "pid": m.pid,
             "items": m.items_done,
@@ -139,10 +140,12 @@ class Gauges:
             "repeated": state.repeated,
             "refused": sum(state.refused.values()),
             "mb_per_second": self._traffic[state.shard].now() / 1e6,
+            "traffic": dict(state.traffic),
         }
 
 
 def _waiting_share(members: Sequence[Member]) -> float | None:
     """Of these replicas' time, what was spent waiting for data; None before the first item."""
     busy = sum((m.seconds_per_item or 0.0) * m.items_done for m in members)
-    return sum(m.waiting_s for m in members) / busy if busy else None
+    # Items that were refused took time too, which is not counted.
+    return min(1.0, sum(m.waiting_s for m in members) / busy) if busy else None

@@ -16,7 +16,9 @@ from distbelief.data.dataset import Dataset
 from distbelief.errors import ConfigError
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
+from distbelief.models.stages import StagePlan
 from distbelief.product.frozen import frozen_state, load_frozen
+from distbelief.runtime.dividing import divide
 from distbelief.runtime.folder import Probe, folder_of, require_free, require_room
 from distbelief.runtime.resume import Resumed, resumed_run
 from distbelief.runtime.runs import Resume
@@ -50,6 +52,8 @@ class Prepared:
         before: The run as it was left, if it is resumed.
         notes: What the user should know.
         frozen: What of the initial values no shard holds, if they came from elsewhere.
+        stage_plans: How the replicas of each slot are divided, None where they are not.
+        n_ports: Parts of pushes that may come to a shard at once.
     """
 
     config: TrainConfig
@@ -68,6 +72,8 @@ class Prepared:
     before: Resumed | None = None
     notes: tuple[str, ...] = ()
     frozen: bytes | None = None
+    stage_plans: tuple[StagePlan | None, ...] = ()
+    n_ports: int = 0
 
     @property
     def resumed(self) -> Manifest | None:
@@ -105,7 +111,9 @@ class Prepared:
             incarnation=self.incarnation,
             examples_per_item=self.plan.examples_per_item,
             total_examples=self.plan.total_examples,
-            n_replicas=self.config.cluster.replicas,
+            n_ports=self.n_ports,
+            # A call is to be answered before its caller gives it up.
+            parts_wait_s=self.config.cluster.rpc_timeout_s / 2,
             optimizer=self.config.optimizer,
             averaging=self.config.averaging,
             storage=self.storage,
@@ -179,6 +187,7 @@ def prepare(
     if before is not None:
         before.check(config, layout.fingerprint, digests_of(dataset), plan)
     require_room(storage, layout.size)
+    division = divide(config, model, layout, dataset)
     return Prepared(
         config=replace(config, run_dir=storage.url),
         task=task,
@@ -194,8 +203,10 @@ def prepare(
         incarnation=1 if before is None else before.incarnation,
         first_replica=0 if before is None else before.first_replica,
         before=before,
-        notes=notes,
+        notes=(*notes, *division.notes),
         frozen=frozen,
+        stage_plans=division.plans,
+        n_ports=division.n_ports,
     )
 
 

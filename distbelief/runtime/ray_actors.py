@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from distbelief.config import ClusterConfig
 from distbelief.errors import DistBeliefError, ProcessLostError, as_distbelief_error
 from distbelief.observe.report import Report
-from distbelief.replica.exchange import ShardPort
-from distbelief.runtime.coordinator_host import CoordinatorHost, HostSpec
+from distbelief.replica.group import Meeting, keep_store
+from distbelief.runtime.coordinator_host import CoordinatorHost
+from distbelief.runtime.endpoints import Endpoint, connect
 from distbelief.runtime.evaluator import Evaluator
 from distbelief.runtime.folder import Probe
+from distbelief.runtime.host_spec import HostSpec
+from distbelief.runtime.seat import Seat
 from distbelief.runtime.worker import ModelSpec, Threads, run_replica
 from distbelief.server.shard import Shard
 from distbelief.server.spec import ShardSpec
-from distbelief.transport.client import ShardClient
 from distbelief.transport.service import ShardServer
 from distbelief.types import Orders, ReplicaReport
+
+# What Ray hands out for an actor of ours has no type that a checker could follow.
+Handle = Any
+Ref = Any
 
 WATCH_S = 0.5
 
@@ -33,42 +38,15 @@ CALL_S = 60.0
 """Deadline of a call to the coordinator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a shard serves, and what; ``node`` is the Ray node that it runs on."""
-
-    shard: int
-    begin: int
-    end: int
-    incarnation: int
-    address: str
-    node: str
-
-
-def connect(
-    endpoints: Sequence[Endpoint], token: str, config: ClusterConfig, stack: ExitStack
-) -> tuple[list[ShardPort], list[ShardClient]]:
-    """Opens a client to each shard, closed with ``stack``."""
-    clients = [
-        stack.enter_context(ShardClient(e.shard, e.address, token, timeout_s=config.rpc_timeout_s))
-        for e in endpoints
-    ]
-    ports = [
-        ShardPort(client, e.shard, e.begin, e.end, e.incarnation)
-        for e, client in zip(endpoints, clients, strict=True)
-    ]
-    return ports, clients
-
-
-def first_cause(error: BaseException) -> DistBeliefError:
-    """What went wrong in an actor, without what Ray wraps around it."""
+def unwrapped(error: BaseException, what: str = "a process") -> DistBeliefError:
+    """What went wrong in an actor, without what Ray wraps around it; ``what`` if it has died."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, DistBeliefError):
         return error
     text = str(error).strip().splitlines()
     reason = next((line.strip() for line in text if line.strip()), type(error).__name__)
-    return ProcessLostError("a process", f"{type(error).__name__}: {reason}")
+    return ProcessLostError(what, f"{type(error).__name__}: {reason}")
 
 
 def node_address() -> str:
@@ -80,16 +58,23 @@ def node_address() -> str:
 class RayCoordinator:
     """The coordinator's actor, behind the seam that replicas know."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     def report(self, report: ReplicaReport) -> Orders:
         """See :class:`~distbelief.types.CoordinatorService`."""
-        try:
-            orders: Orders = ray.get(self._handle.report.remote(report), timeout=CALL_S)
-        except RayError as error:
-            raise ProcessLostError("the coordinator", first_cause(error).args[-1]) from error
+        orders: Orders = self._answer(self._handle.report.remote(report))
         return orders
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Writes an event."""
+        self._answer(self._handle.emit.remote(kind, fields))
+
+    def _answer(self, ref: Ref) -> Any:
+        try:
+            return ray.get(ref, timeout=CALL_S)
+        except RayError as error:
+            raise ProcessLostError("the coordinator", unwrapped(error).args[-1]) from error
 
 
 class _Actor:
@@ -126,10 +111,11 @@ class ShardActor(_Actor):
             self._shard,
             size=spec.size,
             token=token,
-            n_clients=spec.n_replicas,
+            n_clients=spec.n_ports,
             host=node_address(),
         )
         self._stack.enter_context(server)
+        self._stack.callback(self._shard.abandon)  # before the server waits for its calls
         node = ray.get_runtime_context().get_node_id()
         return Endpoint(spec.index, spec.begin, spec.end, spec.incarnation, server.endpoint, node)
 
@@ -140,31 +126,39 @@ class ShardActor(_Actor):
 
 
 class ReplicaActor(_Actor):
-    """A replica: one long call."""
+    """One stage of a replica: one long call."""
+
+    def meet(self, n_stages: int) -> Meeting:
+        """Where the stages meet, for as long as this actor lives: it has the first of them."""
+        try:
+            self._store, meeting = keep_store(node_address(), n_stages)
+        except Exception as error:
+            raise as_distbelief_error(error) from error
+        return meeting
 
     def run(
         self,
         spec: ModelSpec,
         replica: int,
+        slot: int,
+        stage: int,
+        meeting: Meeting | None,
         endpoints: Sequence[Endpoint],
         token: str,
-        coordinator: Any,
+        coordinator: Handle,
     ) -> None:
         """Trains until the coordinator says that it is over."""
+        seat = Seat(replica, slot, stage, meeting, node_address())
         node = ray.get_runtime_context().get_node_id()
-        ray.get(coordinator.emit.remote("replica_placed", {"replica": replica, "node": node}))
-        with ExitStack() as stack:
-            ports, _ = connect(endpoints, token, spec.config.cluster, stack)
-            try:
-                run_replica(
-                    spec,
-                    replica,
-                    ports,
-                    RayCoordinator(coordinator),
-                    n_loaders=spec.config.data.loaders,
-                )
-            except Exception as error:  # as ours, it keeps on its way where it came from
-                raise as_distbelief_error(error) from error
+        service = RayCoordinator(coordinator)
+        sender = f"{replica}.{stage}"
+        try:
+            service.emit("replica_placed", replica=replica, stage=stage, node=node, pid=os.getpid())
+            with ExitStack() as stack:
+                ports, _ = connect(endpoints, token, spec.config.cluster, stack, sender=sender)
+                run_replica(spec, seat, ports, service, n_loaders=spec.config.data.loaders)
+        except Exception as error:  # as ours, it keeps on its way where it came from
+            raise as_distbelief_error(error) from error
 
 
 class EvaluatorActor(_Actor):
@@ -190,7 +184,7 @@ class CoordinatorActor(_Actor):
     """The coordinator with its threads."""
 
     def start(
-        self, spec: HostSpec, endpoints: Sequence[Endpoint], token: str, evaluator: Any
+        self, spec: HostSpec, endpoints: Sequence[Endpoint], token: str, evaluator: Handle
     ) -> None:
         """Begins to follow the shards."""
         self._evaluator = evaluator
@@ -229,5 +223,5 @@ class CoordinatorActor(_Actor):
         try:
             result: Any = ray.get(self._evaluator.evaluate.remote())
         except RayError as error:
-            raise ProcessLostError("the evaluator", str(first_cause(error))) from error
+            raise ProcessLostError("the evaluator", str(unwrapped(error))) from error
         return None if result is None else dict(result)

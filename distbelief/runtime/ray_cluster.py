@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from distbelief.errors import ClusterError
 from distbelief.runtime.placement import REPLICA, SHARD, Node
-from distbelief.transport.probe import answers_grpc
+from distbelief.transport.probe import answers_grpc, asks_for_a_token
 
 PROBE_S = 5.0
 OBJECT_STORE_NBYTES = 80 << 20
@@ -91,8 +91,14 @@ def _cluster_of_this_host() -> str | None:
 
 
 @contextmanager
-def connected(cluster: Cluster, *, n_shards: int, n_replicas: int) -> Iterator[None]:
-    """Connects this process to the cluster, or starts a local one, for the time of the block."""
+def connected(cluster: Cluster, *, n_shards: int, n_stages: int) -> Iterator[None]:
+    """Connects this process to the cluster, or starts a local one, for the time of the block.
+
+    Args:
+        cluster: Which one.
+        n_shards: Shards that a local one has room for.
+        n_stages: Stages of all replicas that a local one has room for.
+    """
     if ray.is_initialized():
         yield
         return
@@ -101,14 +107,14 @@ def connected(cluster: Cluster, *, n_shards: int, n_replicas: int) -> Iterator[N
         ray.init(
             address="local",
             num_cpus=1,
-            resources={SHARD: n_shards, REPLICA: n_replicas},
+            resources={SHARD: n_shards, REPLICA: n_stages},
             object_store_memory=OBJECT_STORE_NBYTES,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     else:
-        _use_token_of_this_host()
+        _use_token_of_this_host(cluster.address)
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, RayError) as error:
@@ -132,9 +138,14 @@ def _restrict_token() -> None:
         _token_file().chmod(0o600)
 
 
-def _use_token_of_this_host() -> None:
-    """``ray start --head`` wants a token where the file exists, but a driver does not send it."""
-    if "RAY_AUTH_MODE" not in os.environ and _token_file().exists():
+def _use_token_of_this_host(address: str) -> None:
+    """``ray start --head`` wants a token where the file exists, but a driver does not send it.
+
+    The file may also be left from another cluster: one that wants no token would let its actors
+    die at the sight of it.
+    """
+    undecided = "RAY_AUTH_MODE" not in os.environ and _token_file().exists()
+    if undecided and asks_for_a_token(address, PROBE_S):
         os.environ["RAY_AUTH_MODE"] = "token"
         Config.initialize("")  # Ray read the environment when it was imported
 

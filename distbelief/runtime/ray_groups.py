@@ -1,25 +1,28 @@
-"""The placement groups of a run: one for each shard and one for each replica."""
+"""The room of a run in its cluster: a placement group for each shard and for each replica."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
+    placement_group_table,
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distbelief.errors import ClusterError
+from distbelief.replication import ReplicaConfig
 from distbelief.runtime.placement import (
-    REPLICA,
     Placement,
+    neighbours,
     place,
-    place_one,
+    place_again,
     require_room,
 )
 from distbelief.runtime.ray_cluster import nodes
@@ -39,9 +42,8 @@ class Groups:
     def reserve(
         self,
         n_shards: int,
-        n_replicas: int,
+        slots: Sequence[ReplicaConfig],
         *,
-        gpu: bool,
         patience_s: float,
         say: Callable[[str], None],
         check: Callable[[], None],
@@ -50,15 +52,22 @@ class Groups:
 
         ``check`` is called again and again meanwhile, and may raise to end the wait.
 
+        Args:
+            n_shards: Shards of the run.
+            slots: Its replicas, their devices decided.
+            patience_s: How long to wait for nodes that are not there yet.
+            say: Tells the user.
+            check: See above.
+
         Raises:
             ClusterError: there is not room enough; the text has the figures.
         """
         here = nodes()
         self._hosts = {node.node_id: node.host for node in here}
-        placements = place(here, n_shards, n_replicas, gpu=gpu)
+        placements = place(here, n_shards, slots)
         for placement in placements:
             self._add(placement)
-        unplaced = sum(p.node_id is None for p in placements)
+        unplaced = sum(len(p.bundles) for p in placements if p.node_ids is None)
         if unplaced:
             say(f"waiting for room in the cluster for {unplaced} more processes")
         waits = [group.ready() for group in self._groups.values()]
@@ -66,6 +75,7 @@ class Groups:
         while time.monotonic() < give_up_at:
             ready, _ = ray.wait(waits, num_returns=len(waits), timeout=SLICE_S)
             if len(ready) == len(waits):
+                self._hosts = {node.node_id: node.host for node in nodes()}
                 return
             check()
         require_room(placements, here, patience_s)
@@ -74,30 +84,29 @@ class Groups:
             f"see `ray status`"
         )
 
-    def bundle(self, role: str, index: int) -> dict[str, float]:
+    def bundle(self, role: str, index: int, stage: int = 0) -> dict[str, float]:
         """What a process takes."""
-        return dict(self._placements[role, index].bundle)
+        return dict(self._placements[role, index].bundles[stage])
 
-    def strategy(self, role: str, index: int) -> PlacementGroupSchedulingStrategy:
+    def strategy(self, role: str, index: int, stage: int = 0) -> PlacementGroupSchedulingStrategy:
         """How Ray is told to place a process in its group."""
         group = self._groups[role, index]
-        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=stage)
 
-    def neighbours(self, index: int) -> int:
-        """Replicas on the host of replica slot ``index``, itself included."""
-        host = self._host(REPLICA, index)
-        slots = [slot for role, slot in self._placements if role == REPLICA]
-        return sum(self._host(REPLICA, slot) == host for slot in slots) if host else 1
+    def neighbours(self, slot: int, stage: int) -> int:
+        """Stages of replicas on the host of one of them, itself included."""
+        placements = [self._settled(*key) for key in self._groups]
+        return neighbours(placements, self._hosts, slot, stage)
 
     def renew(self, role: str, index: int) -> None:
-        """Reserves anew if the node has died; does not wait."""
-        old = self._placements[role, index]
+        """Reserves anew if a node of the group has died; does not wait."""
+        old = self._settled(role, index)
         here = nodes()
-        if old.node_id in {node.node_id for node in here}:
-            return
         self._hosts = {node.node_id: node.host for node in here}
+        if old.node_ids is not None and self._hosts.keys() >= set(old.node_ids):
+            return
         remove_placement_group(self._groups[role, index])
-        self._add(place_one(here, role, index, old.bundle))
+        self._add(place_again(here, old))
 
     def clear(self) -> None:
         """Gives all room back."""
@@ -107,11 +116,24 @@ class Groups:
 
     def _add(self, placement: Placement) -> None:
         selector: Any = None
-        if placement.node_id is not None:
-            selector = [{NODE_LABEL: placement.node_id}]
-        group = placement_group([dict(placement.bundle)], bundle_label_selector=selector)
+        if placement.node_ids is not None:
+            selector = [{NODE_LABEL: node_id} for node_id in placement.node_ids]
+        group = placement_group(
+            [dict(bundle) for bundle in placement.bundles],
+            strategy="PACK",
+            bundle_label_selector=selector,
+        )
         self._groups[placement.role, placement.index] = group
         self._placements[placement.role, placement.index] = placement
 
-    def _host(self, role: str, index: int) -> str | None:
-        return self._hosts.get(self._placements[role, index].node_id or "")
+    def _settled(self, role: str, index: int) -> Placement:
+        """The placement, with the nodes that Ray has chosen where it was left to Ray."""
+        placement = self._placements[role, index]
+        if placement.node_ids is None:
+            table: dict[str, Any] = placement_group_table(self._groups[role, index])
+            where: dict[int, str] = table["bundles_to_node_id"]
+            node_ids = tuple(where[stage] for stage in range(len(placement.bundles)))
+            if all(node_ids):
+                placement = dataclasses.replace(placement, node_ids=node_ids)
+                self._placements[role, index] = placement
+        return placement

@@ -239,12 +239,12 @@ class Supervisor:
             self._write_summary("running")
 
     def _write_summary(self, status: str, cause: str = "") -> dict[str, Any]:
-        cluster = self._prepared.config.cluster
+        config = self._prepared.config
         written = summary(
             self._last_report,
             status=status,
-            replicas=cluster.replicas,
-            shards=cluster.shards,
+            stages=[slot.stages for slot in config.slots],
+            shards=config.cluster.shards,
             recoveries=self._recoveries,
         )
         if cause:

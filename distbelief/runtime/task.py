@@ -11,7 +11,7 @@ from torch import nn
 from distbelief.config import TrainConfig
 from distbelief.data.dataset import Dataset, dataset_of, open_data
 from distbelief.models.registry import build
-from distbelief.replica.step import Loss
+from distbelief.replica.criterion import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

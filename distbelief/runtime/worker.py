@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,15 +17,16 @@ from distbelief.data.transforms import TrainTransform
 from distbelief.errors import ConfigError, DataError
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
+from distbelief.models.stages import StagePlan
 from distbelief.product.frozen import load_frozen
-from distbelief.replica.buffers import FlatModel
 from distbelief.replica.downpour import Downpour
-from distbelief.replica.exchange import Exchange, ShardPort
+from distbelief.replica.exchange import Exchange, ShardPort, ports_of
 from distbelief.replica.feed import Feed
 from distbelief.replica.reporter import Progress, Reporter
-from distbelief.replica.step import BufferWatch, ImageInput, Step, resolve_device, resolve_precision
+from distbelief.replica.stagefeed import FollowingFeed, LeadingFeed, Source
 from distbelief.runtime.folder import Probe
 from distbelief.runtime.prepare import Prepared, digests_of
+from distbelief.runtime.seat import Seat, take_seat
 from distbelief.runtime.task import Task
 from distbelief.storage import storage_at
 from distbelief.types import CoordinatorService, Weights
@@ -56,6 +58,8 @@ class ModelSpec:
     n_outputs: int
     digests: tuple[str, ...]
     probe: Probe | None = None
+    stage_plans: tuple[StagePlan | None, ...] = ()
+    """How each slot's replicas are divided; None for those that are not."""
 
     @classmethod
     def of(cls, prepared: Prepared) -> ModelSpec:
@@ -68,6 +72,7 @@ class ModelSpec:
             layout=prepared.layout.fingerprint,
             n_outputs=prepared.n_outputs,
             digests=prepared.digests,
+            stage_plans=prepared.stage_plans,
         )
 
     def open(self) -> tuple[Dataset, torch.nn.Module, Layout]:
@@ -100,7 +105,7 @@ class ModelSpec:
 
 def run_replica(
     spec: ModelSpec,
-    replica: int,
+    seat: Seat,
     ports: Sequence[ShardPort],
     coordinator: CoordinatorService,
     *,
@@ -110,52 +115,56 @@ def run_replica(
 
     Args:
         spec: The run.
-        replica: This replica's number.
+        seat: Which replica this is, or which stage of which.
         ports: The shards, in order.
-        coordinator: Where leases come from.
-        n_loaders: Loader processes; 0 decodes in a thread.
+        coordinator: Where leases come from; the first stage alone asks it.
+        n_loaders: Loader processes of the first stage; 0 decodes in a thread.
     """
-    config = spec.config
     dataset, model, layout = spec.open()
-    device = resolve_device(config.replica.device)
-    flat = FlatModel(model, layout, device)
-    step = Step(
-        model=flat.model,
-        images=ImageInput(config.data.normalize, device, config.model.channels_last),
-        aux_weight=config.model.aux_weight,
-        device=device,
-        precision=resolve_precision(config.replica.precision, device),
-        loss=spec.task.loss,
-        watch=BufferWatch(flat.model),
-    )
-    transform = TrainTransform.of(config.data)
-    with (
-        BatchLoader(dataset.train, transform, config.seed, n_loaders) as loader,
-        Exchange(
-            ports,
-            layout=layout.fingerprint,
-            replica=replica,
-            patience_s=config.cluster.patience_s,
-            weights=Weights.PREDICTED if config.optimizer.predict_weights else Weights.LATEST,
-        ) as exchange,
-    ):
-        ahead = BATCHES_AHEAD * max(1, n_loaders)
-        order = partial(dataset.train.epoch_order, config.seed)
-        feed = Feed(spec.plan, order, loader.submit, batches_ahead=ahead)
+    with ExitStack() as stack:
+        config = spec.config
+        plan = spec.stage_plans[seat.slot] if spec.stage_plans else None
+        part = take_seat(config, spec.task.loss, plan, seat, model, layout, stack)
+        del model  # of which a stage has only its own
+        exchange = stack.enter_context(
+            Exchange(
+                ports_of(ports, part.ranges),
+                layout=layout.fingerprint,
+                replica=seat.replica,
+                patience_s=config.cluster.patience_s,
+                weights=Weights.PREDICTED if config.optimizer.predict_weights else Weights.LATEST,
+            )
+        )
         progress = Progress()
+        feed: Feed | None = None
+        source: Source = FollowingFeed(part.group, seat.replica)
+        if seat.stage == 0:
+            transform = TrainTransform.of(config.data)
+            loader = BatchLoader(dataset.train, transform, config.seed, n_loaders)
+            ahead = BATCHES_AHEAD * max(1, n_loaders)
+            order = partial(dataset.train.epoch_order, config.seed)
+            stack.enter_context(loader)
+            feed = Feed(spec.plan, order, loader.submit, batches_ahead=ahead)
+            source = LeadingFeed(feed, part.group) if part.group.n_stages > 1 else feed
         loop = Downpour(
-            replica=replica,
-            flat=flat,
-            layout=layout,
-            step=step,
+            replica=seat.replica,
+            flat=part.flat,
+            layout=part.layout,
+            step=part.step,
             exchange=exchange,
-            feed=feed,
+            feed=source,
             progress=progress,
-            config=config.replica,
+            config=config.slots[seat.slot],
             seed=config.seed,
             max_norm=config.optimizer.max_norm,
             clip_norm=config.optimizer.clip_norm,
             name_of=dataset.train.name,
+            group=part.group,
         )
-        with Reporter(coordinator, feed, progress, replica) as reporter:
+        if feed is None:
+            loop.run(None)
+            return
+        with Reporter(
+            coordinator, feed, progress, seat.replica, n_stages=part.group.n_stages
+        ) as reporter:
             loop.run(reporter)

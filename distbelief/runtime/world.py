@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from distbelief.errors import DistBeliefError, ShardRefusedError, UsageError
+from distbelief.errors import DistBeliefError, ShardRefusedError, StageLostError, UsageError
 from distbelief.observe.report import Report
 
 
@@ -21,6 +22,21 @@ class ReplicaEnd:
     def fatal(self) -> bool:
         """Whether no other replica could do better."""
         return isinstance(self.error, UsageError | ShardRefusedError)
+
+
+def first_cause(errors: Mapping[int, DistBeliefError]) -> DistBeliefError:
+    """Of what the stages of a replica say, what the others only follow from.
+
+    What the user can mend comes first, and that a stage lost touch with another last.
+    """
+
+    def rank(stage: int) -> tuple[int, int]:
+        error = errors[stage]
+        if isinstance(error, UsageError | ShardRefusedError):
+            return 0, stage
+        return (2 if isinstance(error, StageLostError) else 1), stage
+
+    return errors[min(errors, key=rank)]
 
 
 class World(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,15 @@ class Verdict:
     detail: str
 
 
-def check_content(push: Push, rules: AdmissionRules) -> Verdict | None:
-    """Refuses what this shard will never take: one pass over the gradient, before it is queued."""
+def is_part(push: Push, rules: AdmissionRules) -> bool:
+    """Whether the push covers some of the shard's range, and not all of it."""
+    end = push.begin + push.gradient.numel()
+    within = rules.begin <= push.begin < end <= rules.end
+    return within and end - push.begin < rules.end - rules.begin
+
+
+def check_header(push: Push, rules: AdmissionRules) -> Verdict | None:
+    """Refuses what this shard will never take, whatever the gradient's values."""
     if push.incarnation != rules.incarnation:
         return Verdict(
             Refusal.INCARNATION,
@@ -39,14 +47,22 @@ def check_content(push: Push, rules: AdmissionRules) -> Verdict | None:
         )
     if push.layout != rules.layout:
         return Verdict(Refusal.LAYOUT, f"layout {push.layout}, this shard has {rules.layout}")
-    size = rules.end - rules.begin
-    if push.begin != rules.begin or push.gradient.numel() != size:
-        got = f"[{push.begin}, {push.begin + push.gradient.numel()})"
+    end = push.begin + push.gradient.numel()
+    if not rules.begin <= push.begin < end <= rules.end:
+        got = f"[{push.begin}, {end})"
         return Verdict(Refusal.SIZE, f"range {got}, this shard has [{rules.begin}, {rules.end})")
     if not (math.isfinite(push.rate) and push.rate >= 0.0):
         return Verdict(Refusal.RATE, f"learning rate {push.rate}")
-    # A norm is not finite if any element is not: one read of the vector, no temporary.
-    norm = float(torch.linalg.vector_norm(push.gradient))
+    return None
+
+
+def norm_of(gradient: torch.Tensor) -> float:
+    """The Euclidean norm, not finite if any element is not: one read of the vector, no copy."""
+    return float(torch.linalg.vector_norm(gradient))
+
+
+def check_norm(norm: float, rules: AdmissionRules) -> Verdict | None:
+    """Refuses a gradient by its norm; one whose part is refused would be, too."""
     if not math.isfinite(norm):
         return Verdict(Refusal.NOT_FINITE, f"gradient of norm {norm}")
     if rules.max_norm is not None and norm > rules.max_norm:
@@ -54,6 +70,11 @@ def check_content(push: Push, rules: AdmissionRules) -> Verdict | None:
             Refusal.NORM, f"gradient of norm {norm:.4g}, the limit is {rules.max_norm:g}"
         )
     return None
+
+
+def check_content(push: Push, rules: AdmissionRules) -> Verdict | None:
+    """Both checks: one pass over the gradient, whole or a part, before it is queued."""
+    return check_header(push, rules) or check_norm(norm_of(push.gradient), rules)
 
 
 def staleness(base: Version, now: Version) -> int | None:
@@ -75,3 +96,8 @@ def check_version(base: Version, now: Version, rules: AdmissionRules) -> Verdict
     if rules.max_staleness is not None and stale is not None and stale > rules.max_staleness:
         return Verdict(Refusal.STALE, f"staleness {stale}, the limit is {rules.max_staleness}")
     return None
+
+
+def oldest(bases: Iterable[Version], incarnation: int) -> Version:
+    """The one to count staleness from: one of another incarnation is older than all of its own."""
+    return min(bases, key=lambda base: (base.incarnation == incarnation, base))

@@ -24,7 +24,9 @@ class ShardSpec:
         incarnation: How many times this shard has been started, from 1.
         examples_per_item: Examples of a whole item, the unit of the average's decay.
         total_examples: Examples of the whole run, for averages over its tail.
-        n_replicas: The queue has room for a push and a fetch of each.
+        n_ports: Pushes, whole or in parts, that may come at once; the queue has room for each
+            and for a fetch beside it.
+        parts_wait_s: Seconds that a part of a push waits for the others.
         optimizer: The update rule.
         averaging: The Polyak average.
         storage: The run's folder: the push log goes there, and snapshots.
@@ -40,10 +42,11 @@ class ShardSpec:
     incarnation: int
     examples_per_item: int
     total_examples: int
-    n_replicas: int
+    n_ports: int
     optimizer: OptimizerConfig
     averaging: AveragingConfig
     storage: Storage
+    parts_wait_s: float = 30.0
     restore: Restore | None = None
 
     @property

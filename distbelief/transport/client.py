@@ -16,6 +16,7 @@ from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
 from distbelief.transport.service import MAX_MESSAGE_NBYTES, REASON_KEY, SERVICE, authorization
+from distbelief.transport.traffic import SENDER_KEY, sender_name
 from distbelief.types import (
     Intervals,
     Push,
@@ -46,14 +47,18 @@ class ShardClient:
     """Satisfies :class:`~distbelief.types.ShardService` over one gRPC channel.
 
     Every call has ``timeout_s`` as its deadline. Thread-safe; close it, or use it as a context
-    manager.
+    manager. With a ``sender`` the shard's account has this client's traffic under that name.
     """
 
-    def __init__(self, shard: int, endpoint: str, token: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, shard: int, endpoint: str, token: str, *, timeout_s: float = 60.0, sender: str = ""
+    ) -> None:
         self.shard = shard
         self.endpoint = endpoint
         self._timeout_s = timeout_s
         self._metadata = authorization(token)
+        if sender:
+            self._metadata += ((SENDER_KEY, sender_name(sender)),)
         self._channel = grpc.insecure_channel(
             endpoint,
             options=[

@@ -1,4 +1,4 @@
-"""Whether something answers at an address."""
+"""Whether something answers at an address, and to whom."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def answers_grpc(address: str, timeout_s: float) -> bool:
         except grpc.FutureTimeoutError:
             return False
     return True
+
+
+def asks_for_a_token(address: str, timeout_s: float) -> bool:
+    """Whether the head of a Ray cluster at ``HOST:PORT`` refuses a call that has no token. Blocks.
+
+    The call asks whether no nodes are alive, and changes nothing.
+    """
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive", None, None)
+        try:
+            ask(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False

@@ -156,6 +156,7 @@ def state_to_wire(state: ShardState) -> pb.StateReply:
         queued=state.queued,
         nbytes_received=state.nbytes_received,
         nbytes_sent=state.nbytes_sent,
+        traffic=state.traffic,
     )
 
 
@@ -178,6 +179,7 @@ def state_from_wire(reply: pb.StateReply) -> ShardState:
         queued=reply.queued,
         nbytes_received=reply.nbytes_received,
         nbytes_sent=reply.nbytes_sent,
+        traffic=dict(reply.traffic),
     )
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +19,7 @@ from distbelief.errors import ProcessLostError, ShardRefusedError, TransportErro
 from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
+from distbelief.transport.traffic import SENDER_KEY, Traffic
 from distbelief.types import ShardService
 
 SERVICE = "distbelief.v1.ParameterServer"
@@ -60,7 +62,11 @@ class BufferPool:
 
 
 class ShardServer:
-    """Serves one shard on ``host``; ``port`` 0 takes a free one. A context manager."""
+    """Serves one shard on ``host``; ``port`` 0 takes a free one. A context manager.
+
+    ``n_clients`` may each have a push and a fetch under way: of a replica each of its stages, and
+    each range that it pushes for itself, counts, since the push of a part waits for the others.
+    """
 
     def __init__(
         self,
@@ -75,7 +81,9 @@ class ShardServer:
         self._shard = shard
         self._size = size
         self._authorization = authorization(token)[0][1]
+        self._begin: int | None = None
         self._buffers = BufferPool(size)
+        self._traffic = Traffic()
         # Handlers wait for the shard's writer: each client may have a push and a fetch under way.
         self._pool = ThreadPoolExecutor(2 * n_clients + 8, thread_name_prefix="shard-rpc")
         self._server = grpc.server(
@@ -149,6 +157,7 @@ class ShardServer:
             yield pb.VectorReply(fetched=pb.FetchResult(version=wire_version, n_elements=n))
             if n:
                 yield from chunks(out)
+                self._count(context, n)
 
     def _push(self, requests: Iterator[Part], context: grpc.ServicerContext) -> Iterator[Part]:
         with _errors_as_status(context):
@@ -156,20 +165,36 @@ class ShardServer:
             if not isinstance(first, pb.PushRequest) or not first.HasField("header"):
                 raise MalformedError("a push begins with its header")
             header = first.header
-            if header.n_elements != self._size:  # refused before anything is received
+            n_elements = header.n_elements
+            if not self._holds(header.begin, n_elements):  # refused before anything is received
                 # As long as was said, without the memory.
-                announced = torch.empty(1).expand(min(header.n_elements, MAX_ELEMENTS))
+                announced = torch.empty(1).expand(min(n_elements, MAX_ELEMENTS))
                 reply = self._shard.push(records.push_from_wire(header, announced))
                 yield pb.VectorReply(pushed=records.reply_to_wire(reply, 0))
                 return
-            with self._buffers.lend() as gradient, self._buffers.lend() as newest:
+            with self._buffers.lend() as received, self._buffers.lend() as newest:
+                gradient, out = received[:n_elements], newest[:n_elements]
                 receive(requests, gradient)
+                self._count(context, n_elements)
                 push = records.push_from_wire(header, gradient)
-                reply = self._shard.push(push, fetch_into=newest if header.fetch else None)
-                n = self._size if reply.fetched else 0
+                reply = self._shard.push(push, fetch_into=out if header.fetch else None)
+                n = n_elements if reply.fetched else 0
                 yield pb.VectorReply(pushed=records.reply_to_wire(reply, n))
                 if n:
-                    yield from chunks(newest)
+                    yield from chunks(out)
+                    self._count(context, n)
+
+    def _holds(self, begin: int, n_elements: int) -> bool:
+        """Whether the shard has that range."""
+        if not 0 < n_elements <= self._size:
+            return False
+        if self._begin is None:
+            self._begin = self._shard.state().begin
+        return self._begin <= begin and begin + n_elements <= self._begin + self._size
+
+    def _count(self, context: grpc.ServicerContext, n_elements: int) -> None:
+        sender = dict(context.invocation_metadata()).get(SENDER_KEY, "")
+        self._traffic.add(str(sender), 4 * n_elements)
 
     def _load(self, requests: Iterator[Part], context: grpc.ServicerContext) -> pb.LoadReply:
         with _errors_as_status(context), self._buffers.lend() as values:
@@ -194,7 +219,7 @@ class ShardServer:
     def _state(self, request: pb.StateRequest, context: grpc.ServicerContext) -> pb.StateReply:
         with _errors_as_status(context):
             state = self._shard.state()
-        return records.state_to_wire(state)
+        return records.state_to_wire(replace(state, traffic=self._traffic.by_sender()))
 
     def _pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.StateReply:
         with _errors_as_status(context):

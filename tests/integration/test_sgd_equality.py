@@ -15,6 +15,7 @@ from distbelief.data.permutation import epoch_permutation
 from distbelief.data.transforms import TrainTransform
 from distbelief.models.dropout import seed_dropout
 from distbelief.observe.view import Lines
+from distbelief.replica.criterion import Criterion
 from distbelief.replica.step import ImageInput, Step
 from distbelief.runtime.beginning import begin
 from distbelief.runtime.local import LocalWorld
@@ -43,7 +44,7 @@ def reference(config: TrainConfig) -> torch.Tensor:
     dataset = open_data(config.data, config.seed)
     model = Task().build_model(config, dataset.n_outputs)
     device = torch.device("cpu")
-    step = Step(model, ImageInput("unit", device, True), 0.3, device, "fp32")
+    step = Step(model, ImageInput("unit", device, True), Criterion(0.3), device, "fp32")
     biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
     weights = [p for name, p in model.named_parameters() if not name.endswith("bias")]
     lr = config.schedule.lr

@@ -37,7 +37,7 @@ def make_spec(tmp_path: Path) -> Callable[..., ShardSpec]:
             "incarnation": 1,
             "examples_per_item": 10,
             "total_examples": 1000,
-            "n_replicas": 2,
+            "n_ports": 2,
             "optimizer": OptimizerConfig(momentum=0.0, weight_decay=0.0, kernel="unfused"),
             "averaging": AveragingConfig(average="none"),
             "storage": LocalStorage(tmp_path),

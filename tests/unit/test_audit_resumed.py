@@ -536,7 +536,7 @@ class Fleet:
                 incarnation=incarnation,
                 examples_per_item=PLAN.examples_per_item,
                 total_examples=PLAN.total_examples,
-                n_replicas=2,
+                n_ports=2,
                 optimizer=OptimizerConfig(),
                 averaging=AveragingConfig(),
                 storage=storage,

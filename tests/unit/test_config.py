@@ -150,6 +150,46 @@ def test_the_same_after_json() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_groups_of_replicas_are_the_same_after_json() -> None:
+    groups = ("2x stages=2,device=cpu+cuda", "1x threads=1")
+    config = TrainConfig(cluster=ClusterConfig(replicas=9, replica_group=groups))
+    back = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert back == config
+    assert back.cluster.replica_group == groups
+    assert hash(back.slots) == hash(config.slots)
+
+
+def test_the_replicas_are_as_many_as_the_groups_say() -> None:
+    config = TrainConfig(
+        replica=ReplicaConfig(batch_size=16),
+        cluster=ClusterConfig(replicas=9, replica_group=("2x stages=2", "1x device=cpu")),
+    )
+    assert config.cluster.replicas == len(config.slots) == 3
+    staged = ReplicaConfig(batch_size=16, stages=2)
+    assert config.slots == (staged, staged, ReplicaConfig(batch_size=16, device="cpu"))
+
+
+def test_without_groups_there_is_a_slot_for_each_replica() -> None:
+    config = TrainConfig(cluster=ClusterConfig(replicas=3))
+    assert config.slots == 3 * (config.replica,)
+
+
+def test_a_group_that_cannot_be_is_refused_with_the_configuration() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(cluster=ClusterConfig(replica_group=("2x stages=two",)))
+    assert str(caught.value) == "--replica-group: '2x stages=two': stages must be a number"
+
+
+def test_groups_may_be_changed_and_taken_away() -> None:
+    config = TrainConfig().changed(replica_group=("3x stages=2",))
+    assert [slot.stages for slot in config.slots] == [2, 2, 2]
+    for options in ({"replica_group": (), "replicas": 1}, {"replicas": 1}):
+        assert config.changed(**options) == TrainConfig().changed(replicas=1)
+    with pytest.raises(ConfigError) as caught:
+        config.changed(replicas=1, replica_group=("2x",))
+    assert str(caught.value) == "--replicas: is told by --replica-group; leave one of them out"
+
+
 def test_defaults_are_the_same_after_json() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(TrainConfig().to_dict()))) == TrainConfig()
 

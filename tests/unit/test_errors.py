@@ -15,6 +15,7 @@ from distbelief.errors import (
     ProcessLostError,
     RunError,
     ShardRefusedError,
+    StageLostError,
     SupersededError,
     TransportError,
     UnexpectedError,
@@ -33,6 +34,7 @@ SAMPLES = [
     TransportError(3, "UNAVAILABLE", "connection refused"),
     ShardRefusedError(1, Refusal.SIZE, "4 values for 5 parameters"),
     ProcessLostError("shard 2", "OSError(28, 'No space left on device')"),
+    StageLostError(3, 1, "no answer (connection closed)"),
     SupersededError(2),
     UnexpectedError("ValueError: a bug (model.py:3, in forward)"),
 ]

@@ -224,3 +224,56 @@ def test_segments_of_shards_say_the_same_as_the_parameters(
             assert (left.rate, left.decay) != (right.rate, right.decay)
         said += [(s.rate, s.decay) for s in segments for _ in range(s.begin, s.end)]
     assert said == expected
+
+
+# Parts of it
+
+
+def test_a_part_is_the_layout_of_some_parameters_joined() -> None:
+    layout = Layout.of(network().named_parameters(), bias_rate=2.0)
+    part = layout.part({"3.bias", "0.bias", "3.weight"})  # in the network's order, not in this
+    assert [(p.name, p.begin, p.end) for p in part.parameters] == [
+        ("0.bias", 0, 3),
+        ("3.weight", 3, 51),
+        ("3.bias", 51, 55),
+    ]
+    assert part.size == 55
+    whole = {p.name: p for p in layout.parameters}
+    for p in part.parameters:
+        of_whole = whole[p.name]
+        assert (p.shape, p.stride) == (of_whole.shape, of_whole.stride)
+        assert (p.rate, p.decay) == (of_whole.rate, of_whole.decay)
+    assert layout.part([p.name for p in layout.parameters]) == layout
+
+
+def test_ranges_tell_where_parameters_lie_and_join_neighbours() -> None:
+    layout = Layout.of(network().named_parameters())
+    assert layout.ranges(["0.weight", "0.bias", "1.weight"]) == [(0, 30)]
+    assert layout.ranges(["3.bias", "0.bias", "3.weight"]) == [(24, 27), (33, 85)]
+    assert layout.ranges([p.name for p in layout.parameters]) == [(0, 85)]
+    assert layout.ranges([]) == []
+
+
+def test_parameters_that_the_layout_does_not_have_are_left_out() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    layout = Layout.of(model.named_parameters())
+    every = [name for name, _ in model.named_parameters()]  # frozen ones, too
+    assert layout.part(every) == layout
+    assert layout.ranges(every) == [(0, layout.size)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.data())
+def test_a_parts_vector_is_its_ranges_of_the_whole(sizes: list[int], data: st.DataObject) -> None:
+    layout = Layout.of(parameters(*((n,) for n in sizes)))
+    names = data.draw(st.sets(st.sampled_from([p.name for p in layout.parameters]), min_size=1))
+    part, ranges = layout.part(names), layout.ranges(names)
+    whole = torch.arange(float(layout.size))
+    own = torch.cat([whole[begin:end] for begin, end in ranges])
+    assert own.numel() == part.size
+    views = layout.views(whole)
+    for name, view in part.views(own).items():
+        assert torch.equal(view, views[name])
+    assert part.views(own).keys() == names
+    assert all(left[1] < right[0] for left, right in pairwise(ranges))

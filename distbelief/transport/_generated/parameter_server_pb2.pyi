@@ -170,7 +170,7 @@ class Interval(_message.Message):
     def __init__(self, begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class StateReply(_message.Message):
-    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped", "queued", "nbytes_received", "nbytes_sent")
+    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped", "queued", "nbytes_received", "nbytes_sent", "traffic")
     class SetAsideEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,13 @@ class StateReply(_message.Message):
         key: int
         value: int
         def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    class TrafficEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     SHARD_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +215,7 @@ class StateReply(_message.Message):
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     NBYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     NBYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     shard: int
     incarnation: int
     begin: int
@@ -224,7 +232,8 @@ class StateReply(_message.Message):
     queued: int
     nbytes_received: int
     nbytes_sent: int
-    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ..., queued: _Optional[int] = ..., nbytes_received: _Optional[int] = ..., nbytes_sent: _Optional[int] = ...) -> None: ...
+    traffic: _containers.ScalarMap[str, int]
+    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ..., queued: _Optional[int] = ..., nbytes_received: _Optional[int] = ..., nbytes_sent: _Optional[int] = ..., traffic: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class PauseRequest(_message.Message):
     __slots__ = ("seconds",)

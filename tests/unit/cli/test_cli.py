@@ -26,6 +26,45 @@ def test_quickstart_is_the_default() -> None:
     assert parse([]) == Command(RECIPES["quickstart"]())
 
 
+GROUPS = ("2x stages=2", "1x device=cpu,threads=1")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--replica-group", GROUPS[0], "--replica-group", GROUPS[1]],
+        [f"--replica-group={GROUPS[0]}", f"--replica-group={GROUPS[1]}"],
+        ["--replica-group", GROUPS[0], "--lr", "0.5", f"--replica-group={GROUPS[1]}"],
+        ["--replica-group", *GROUPS],
+        ["cifar10", "--replica-group", *GROUPS, "--lr", "0.5"],
+    ],
+)
+def test_replica_groups_are_given_one_by_one_or_together(arguments: list[str]) -> None:
+    config = parse(arguments).config
+    assert config.cluster.replica_group == GROUPS
+    assert config.cluster.replicas == 3
+    assert [(slot.stages, slot.device) for slot in config.slots] == [
+        (2, "auto"),
+        (2, "auto"),
+        (1, "cpu"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--replica-group", "1x stages=40", "--batch-size", "64"],
+        ["--batch-size", "64", "--replica-group", "1x stages=40"],
+        ["--replica-group", "1x device=cpu+cuda", "--stages", "2"],
+        ["--stages", "2", "--replica-group", "1x device=cpu+cuda"],
+    ],
+)
+def test_replica_groups_go_with_the_other_options_in_any_order(arguments: list[str]) -> None:
+    config = parse(arguments).config
+    assert len(config.slots) == 1
+    assert config.slots[0].stages == (40 if "64" in arguments else 2)
+
+
 BAD = [
     (["trian"], "did you mean train?"),
     (["train", "cifar"], "did you mean cifar10?"),
@@ -46,6 +85,16 @@ BAD = [
     (["train", "--device", "gpu"], "--device: must be auto, cpu or cuda, not 'gpu'"),
     (["train", "--lrr", "3"], "there is no option --lrr; did you mean --lr?"),
     (["train", "--replica", "3"], "there is no option --replica; did you mean --replicas?"),
+    (["train", "--replica-group"], "--replica-group: has no value"),
+    (["train", "--replica-group", "--lr", "1"], "--replica-group: has no value"),
+    (["train", "--replica-group", "two"], "'two' does not say how many"),
+    (
+        ["train", "--replicas", "2", "--replica-group", "1x"],
+        "--replicas: is told by --replica-group; leave one of them out",
+    ),
+    (["train", "--replica-groups", "1x"], "did you mean --replica-group?"),
+    (["train", "--stages", "33"], "--stages: 33 stages for a batch of 32; take fewer"),
+    (["train", "--boundaries", "a,b"], "--boundaries: a,b divides into 3 stages, not 1; give"),
     (["train", "--zzz"], "there is no option --zzz; see distbelief train --help"),
     (["train", "--epochs", "0"], "--epochs: must be greater than 0"),
     (["audit", "NOWHERE"], "NOWHERE: is no run's folder"),

@@ -10,7 +10,12 @@ from torch import nn
 
 from distbelief.config import ModelConfig
 from distbelief.models import build
-from distbelief.models.dropout import SeededDropout, seed_dropout, use_seeded_dropout
+from distbelief.models.dropout import (
+    SeededDropout,
+    seed_dropout,
+    take_rows,
+    use_seeded_dropout,
+)
 
 HERE = __name__
 N = 1000
@@ -165,3 +170,80 @@ def test_a_frozen_layer_stays_frozen() -> None:
 
 def test_printing() -> None:
     assert repr(SeededDropout(0.4)) == "SeededDropout(p=0.4)"
+
+
+# A batch in parts
+
+
+def in_parts(layer: SeededDropout, x: torch.Tensor, size: int) -> torch.Tensor:
+    parts = []
+    for begin in range(0, len(x), size):
+        layer.take_rows(begin, len(x))
+        parts.append(layer(x[begin : begin + size]))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@pytest.mark.parametrize("shape", [(6,), (6, 50), (6, 4, 3, 2)])
+def test_the_masks_of_a_batch_in_parts_are_those_of_the_whole(
+    shape: tuple[int, ...], size: int
+) -> None:
+    layer, x = SeededDropout(0.5), torch.ones(shape)
+    layer.seed(3)
+    whole = layer(x)
+    layer.seed(3)
+    assert torch.equal(in_parts(layer, x, size), whole)
+
+
+def test_parts_may_be_computed_in_any_order_and_again() -> None:
+    """As a pipeline does, or a recomputation."""
+    layer, x = SeededDropout(0.5), torch.ones(6, 50)
+    layer.seed(3)
+    whole = layer(x)
+    layer.seed(3)
+    for begin in (4, 0, 2, 0, 4):
+        layer.take_rows(begin, 6)
+        assert torch.equal(layer(x[begin : begin + 2]), whole[begin : begin + 2])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_layer_that_is_called_twice_has_two_masks_for_every_part(size: int) -> None:
+    layer, x = SeededDropout(0.5), torch.ones(4, 50)
+    layer.seed(3)
+    first, second = layer(x), layer(x[:, :20])
+    layer.seed(3)
+    for begin in range(0, 4, size):
+        layer.take_rows(begin, 4)
+        rows = slice(begin, begin + size)
+        assert torch.equal(layer(x[rows]), first[rows])
+        assert torch.equal(layer(x[rows, :20]), second[rows])
+
+
+def test_a_seed_begins_a_batch_anew_and_as_a_whole() -> None:
+    layer, x = SeededDropout(0.5), torch.ones(4, 50)
+    layer.seed(4)
+    other = layer(x)
+    layer.seed(3)
+    in_parts(layer, x, 2)
+    layer.seed(4)
+    assert torch.equal(in_parts(layer, x, 2), other)
+    layer.seed(4)
+    assert torch.equal(layer(x), other)
+
+
+def test_parts_of_layers_that_drop_all_or_nothing() -> None:
+    x = torch.ones(4, 3)
+    for p, expected in ((0.0, x), (1.0, torch.zeros(4, 3))):
+        assert torch.equal(in_parts(SeededDropout(p), x, 2), expected)
+    layer = SeededDropout(0.5).eval()
+    assert torch.equal(in_parts(layer, x, 2), x)
+
+
+def test_all_layers_of_a_network_take_the_same_rows() -> None:
+    model, x = TwoLayers(), torch.ones(4, 50)
+    seed_dropout(model, 1, 2, 3)
+    whole = model(x)
+    seed_dropout(model, 1, 2, 3)
+    for begin in (0, 2):
+        take_rows(model, begin, 4)
+        assert torch.equal(model(x[begin : begin + 2]), whole[:, begin : begin + 2])

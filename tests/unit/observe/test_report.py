@@ -153,6 +153,7 @@ def test_a_progress_event_is_json_and_has_what_a_report_needs() -> None:
         "members": [
             {
                 "replica": 3,
+                "stages": 1,
                 "state": "working",
                 "items": 5,
                 "images_per_second": 100.13,
@@ -213,7 +214,7 @@ def test_summary() -> None:
     found = summary(
         report(validation=validation),
         status="finished",
-        replicas=2,
+        stages=[1, 1],
         shards=3,
         recoveries=recoveries,
     )
@@ -238,13 +239,18 @@ def test_summary() -> None:
     }
 
 
+def test_summary_of_unequal_replicas() -> None:
+    found = summary(report(), status="finished", stages=[2, 1, 1], shards=1, recoveries=[])
+    assert (found["replicas"], found["stages"]) == (3, [2, 1, 1])
+
+
 def test_summary_before_the_first_loss() -> None:
-    found = summary(report(losses={}), status="failed", replicas=2, shards=1, recoveries=[])
+    found = summary(report(losses={}), status="failed", stages=[1, 1], shards=1, recoveries=[])
     assert (found["train_loss"], found["validation"]) == (None, None)
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_summary_of_a_run_that_never_reported(status: str) -> None:
     recoveries = [{"what": "replica 1", "seconds": None}]
-    found = summary(None, status=status, replicas=2, shards=1, recoveries=recoveries)
+    found = summary(None, status=status, stages=[1, 1], shards=1, recoveries=recoveries)
     assert found == {"status": status, "examples_applied": 0, "recoveries": recoveries}

@@ -229,3 +229,41 @@ def test_steps_in_the_vector_are_steps_of_the_model(swaps: int) -> None:
     flat.parameters.add_(flat.gradient, alpha=-0.1)
     for name, tensor in plain.named_parameters():
         assert torch.equal(flat.model.get_parameter(name), tensor)
+
+
+# A stage's part of a network
+
+
+def test_only_what_a_stage_owns_is_bound() -> None:
+    model = network()
+    layout = Layout.of(model.named_parameters())
+    owned = {name: model.get_parameter(name) for name in ("3.weight", "3.bias")}
+    part = layout.part(owned)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    flat = FlatModel(model[3], part, CPU, owned)
+    assert flat.parameters.numel() == part.size == 16 * 3 + 3
+    assert torch.equal(flat.parameters, torch.cat([before["3.weight"].flatten(), before["3.bias"]]))
+    for p in part.parameters:
+        assert owned[p.name].data_ptr() == flat.parameters.data_ptr() + 4 * p.begin
+        assert owned[p.name].grad is not None
+    assert model[0].weight.grad is None
+    backward(model)
+    assert torch.equal(flat.gradient[-3:], model[3].bias.grad)
+    assert flat.gradient.any()
+    flat.incoming.fill_(2.0)
+    flat.swap_in()
+    assert torch.equal(model[3].bias, torch.full((3,), 2.0))
+    assert torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_what_a_stage_owns_may_be_parameters_that_it_does_not_use() -> None:
+    """They have zeros for gradients, as in a network that is whole."""
+    model = network()
+    layout = Layout.of(model.named_parameters())
+    owned = dict(model.named_parameters())
+    flat = FlatModel(model[0], layout, CPU, owned)
+    model[0](images()).sum().backward()
+    views = layout.views(flat.gradient)
+    assert views["0.weight"].any()
+    assert not views["3.weight"].any()
+    assert model[3].weight.grad is not None

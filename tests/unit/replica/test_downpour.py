@@ -421,7 +421,7 @@ def test_parameters_that_come_in_within_an_item_are_taken_and_its_base_stays_the
     def all_in(step: int) -> None:
         pending = r.loop._pending
         if pending is not None:  # the exchange of the item before has come to its end
-            wait(pending[0]._parts, timeout=60)
+            wait(pending._parts, timeout=60)
 
     r.step.before = all_in
     r.run()

@@ -4,11 +4,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distbelief.errors import (
     ProcessLostError,
@@ -17,7 +20,7 @@ from distbelief.errors import (
     UnexpectedError,
 )
 from distbelief.replica import exchange as module
-from distbelief.replica.exchange import Exchange, Exchanged, Gradient, ShardPort
+from distbelief.replica.exchange import Exchange, Exchanged, Gradient, ShardPort, ports_of
 from distbelief.types import (
     LeasedItem,
     Push,
@@ -370,3 +373,92 @@ def test_results_may_be_taken_by_another_thread(make_exchange: MakeExchange) -> 
     pending = make_exchange(Service(6)).start(None, torch.zeros(2))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(pending.result).result(60).versions == (Version(1, 6),)
+
+
+# A stage's ports
+
+
+def shards(*bounds: int) -> list[ShardPort]:
+    return [
+        ShardPort(Service(i), i, begin, end, incarnation=20 + i)
+        for i, (begin, end) in enumerate(pairwise(bounds))
+    ]
+
+
+def test_a_port_lies_where_it_does_in_the_flat_vector_unless_told() -> None:
+    assert ShardPort(Service(0), 0, 3, 7, incarnation=1).local == slice(3, 7)
+    assert ShardPort(Service(0), 0, 3, 7, incarnation=1, at=0).local == slice(0, 4)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ([(0, 30)], [(0, 0, 10, 0), (1, 10, 20, 10), (2, 20, 30, 20)]),
+        ([(4, 8)], [(0, 4, 8, 0)]),
+        ([(0, 10)], [(0, 0, 10, 0)]),
+        ([(8, 22)], [(0, 8, 10, 0), (1, 10, 20, 2), (2, 20, 22, 12)]),
+        (
+            [(2, 5), (9, 12), (25, 30)],
+            [(0, 2, 5, 0), (0, 9, 10, 3), (1, 10, 12, 4), (2, 25, 30, 6)],
+        ),
+        ([(2, 5), (6, 8)], [(0, 2, 5, 0), (0, 6, 8, 3)]),  # two ranges of one shard
+    ],
+)
+def test_a_stage_has_a_port_for_each_range_of_each_shard_that_it_overlaps(
+    ranges: list[tuple[int, int]], expected: list[tuple[int, int, int, int]]
+) -> None:
+    ports = shards(0, 10, 20, 30)
+    found = ports_of(ports, ranges)
+    assert [(p.shard, p.begin, p.end, p.at) for p in found] == expected
+    for port in found:
+        assert port.service is ports[port.shard].service
+        assert port.incarnation == 20 + port.shard
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(1, 59), max_size=6), st.sets(st.integers(0, 60), max_size=10))
+def test_a_stages_ports_tile_its_vector(cuts: set[int], edges: set[int]) -> None:
+    ports = shards(0, *sorted(cuts), 60)
+    at = sorted(edges)
+    ranges = list(zip(at[::2], at[1::2], strict=False))
+    found = ports_of(ports, ranges)
+    whole = list(range(60))
+    own = [i for begin, end in ranges for i in whole[begin:end]]
+    assert [i for port in found for i in whole[port.begin : port.end]] == own
+    assert [i for port in found for i in own[port.local]] == own
+    for port in found:
+        of_shard = ports[port.shard]
+        assert of_shard.begin <= port.begin < port.end <= of_shard.end
+
+
+def test_a_stage_pushes_and_fetches_its_own_ranges() -> None:
+    """Its vectors are joined; what it sends tells where that lies in the whole."""
+    ports = shards(0, 4, 8)
+    own = ports_of(ports, [(1, 3), (6, 8)])
+    values, out = torch.tensor([1.0, 2.0, 6.0, 7.0]), torch.zeros(4)
+    sent = Gradient(ITEM, values, (Version(10, 100), Version(11, 101)), 8, ())
+    with Exchange(own, layout="layout", replica=3, patience_s=60.0) as exchange:
+        result = exchange.start(sent, None).result()
+        assert result == Exchanged("", None)
+        for port, begin, part in zip(ports, (1, 6), ([1.0, 2.0], [6.0, 7.0]), strict=True):
+            (push,) = port.service.pushes  # type: ignore[attr-defined]
+            assert (push.begin, push.gradient.tolist()) == (begin, part)
+            assert push.base == sent.base[port.shard]
+        assert exchange.start(None, out).result().versions == (Version(1, 0), Version(1, 1))
+    assert [p.service.calls[-1] for p in ports] == [  # type: ignore[attr-defined]
+        "fetch at 1",
+        "fetch at 6",
+    ]
+    assert out.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_two_ranges_of_one_shard_go_by_themselves(make_exchange: MakeExchange) -> None:
+    service = Service(5)
+    own = ports_of([ShardPort(service, 0, 0, 10, incarnation=1)], [(1, 3), (6, 8)])
+    sent = Gradient(ITEM, torch.arange(4.0), 2 * (Version(1, 9),), 8, ())
+    with Exchange(own, layout="layout", replica=3, patience_s=60.0) as exchange:
+        exchange.start(sent, None).result()
+    assert sorted((p.begin, p.gradient.tolist()) for p in service.pushes) == [
+        (1, [0.0, 1.0]),
+        (6, [2.0, 3.0]),
+    ]

@@ -195,3 +195,39 @@ def test_orders_of_old_epochs_are_dropped(loader: Loader) -> None:
     feed.extend(leased(24))  # of the last epoch but one, leased again
     order = epoch_permutation(SEED, 8, 11)
     assert loader.requests[-2].indices.tolist() == order[0:2].tolist()
+
+
+# Waiting for so long
+
+
+def test_waiting_ends_without_an_item(loader: Loader) -> None:
+    feed = feed_of(loader)
+    assert not feed.wait(0.0)
+    feed.extend(leased(3))
+    assert feed.wait(0.0)
+    assert feed.wait(0.0)  # nothing has been taken
+    assert taken(feed.next()) == 3
+    assert not feed.wait(0.0)
+    feed.end()
+    assert feed.wait(0.0)
+    assert feed.next() is None
+
+
+def test_who_waits_has_finished_the_item_before(loader: Loader) -> None:
+    feed = feed_of(loader)
+    feed.extend(leased(3))
+    feed.next()
+    assert feed.held() == ((3, 103),)
+    assert not feed.wait(0.0)
+    assert feed.held() == ()
+
+
+@pytest.mark.parametrize(
+    "act", [lambda feed: feed.extend(leased(3)), lambda feed: feed.end()], ids=["extend", "end"]
+)
+def test_waiting_ends_with_an_item_or_the_end(act: Callable[[Feed], None], loader: Loader) -> None:
+    feed = feed_of(loader)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(feed.wait, 60.0)
+        act(feed)
+        assert coming.result(60)

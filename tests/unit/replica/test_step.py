@@ -11,7 +11,15 @@ from torch import nn
 from torch.nn import functional
 
 from distbelief.errors import ConfigError
-from distbelief.replica.step import ImageInput, Step, resolve_device, resolve_precision
+from distbelief.models.dropout import SeededDropout, seed_dropout
+from distbelief.replica.criterion import Criterion
+from distbelief.replica.step import (
+    BufferWatch,
+    ImageInput,
+    Step,
+    resolve_device,
+    resolve_precision,
+)
 
 CPU = torch.device("cpu")
 IMAGES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
@@ -35,9 +43,22 @@ class WithHead(nn.Module):
         return self.main(x), self.head(x)
 
 
-def step_of(model: nn.Module, precision: Literal["fp32", "bf16"] = "fp32") -> Step:
-    images = ImageInput("unit", CPU, channels_last=True)
-    return Step(model=model, images=images, aux_weight=0.5, device=CPU, precision=precision)
+def step_of(
+    model: nn.Module,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    *,
+    loss: Any = None,
+    micro_batch_size: int | None = None,
+) -> Step:
+    return Step(
+        model=model,
+        images=ImageInput("unit", CPU, channels_last=True),
+        criterion=Criterion(0.5, loss),
+        device=CPU,
+        precision=precision,
+        watch=BufferWatch(model),
+        micro_batch_size=micro_batch_size,
+    )
 
 
 def gradients(model: nn.Module) -> torch.Tensor:
@@ -188,16 +209,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_gradients() -> None:
 
 
 def own(loss: Any, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
-    images = ImageInput("unit", CPU, channels_last=True)
-    step = Step(
-        model=model or network(),
-        images=images,
-        aux_weight=0.5,
-        device=CPU,
-        precision="fp32",
-        loss=loss,
-    )
-    return step(IMAGES, LABELS)
+    return step_of(model or network(), loss=loss)(IMAGES, LABELS)
 
 
 def squares(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -261,3 +273,100 @@ def test_a_loss_that_cannot_be_minimised_is_told(loss: Any) -> None:
         "--loss: must return a scalar tensor with a gradient, or a mapping of scalar tensors that "
         "has it as 'loss'"
     )
+
+
+# A batch in parts
+
+
+def rows(n: int) -> tuple[Any, Any]:
+    images = np.random.default_rng(1).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+    return images, np.arange(n) % 3
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "expected"),
+    [
+        (8, 2, 4 * [2]),
+        (8, 3, [3, 3, 2]),
+        (7, 3, [3, 2, 2]),
+        (8, 8, [8]),
+        (8, 9, [8]),
+        (8, None, [8]),
+    ],
+)
+def test_parts_are_even_and_no_larger_than_asked(
+    n: int, size: int | None, expected: list[int]
+) -> None:
+    model, seen = network(), list[int]()
+    model.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    step_of(model, micro_batch_size=size)(*rows(n))
+    assert seen == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
+def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(size: int) -> None:
+    """In double precision, where the order of sums does not matter."""
+
+    def pixels(images: Any) -> torch.Tensor:
+        return torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = functional.cross_entropy(outputs, targets)
+        return {"loss": found, "twice": 2 * found.detach()}
+
+    found = []
+    for micro_batch_size in (None, size):
+        model = network().double()
+        step = Step(
+            model=model,
+            images=pixels,  # type: ignore[arg-type]
+            criterion=Criterion(0.5, loss),
+            device=CPU,
+            precision="fp32",
+            micro_batch_size=micro_batch_size,
+        )
+        losses = step(*rows(6))
+        assert not any(value.requires_grad for value in losses.values())
+        found.append((gradients(model), float(losses["loss"]), float(losses["twice"])))
+    (whole, *losses_of_whole), (parts, *losses_of_parts) = found
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-15)
+    assert losses_of_parts == pytest.approx(losses_of_whole, rel=1e-14)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_batch_in_parts_has_the_masks_of_the_whole(size: int) -> None:
+    seen: list[torch.Tensor] = []
+    dropout = SeededDropout(0.5)  # used twice: its masks do not simply follow one another
+    dropout.register_forward_hook(lambda module, args, out: seen.append(out != 0))
+    model = nn.Sequential(nn.Flatten(), dropout, nn.Linear(48, 48), dropout, nn.Linear(48, 3))
+    for micro_batch_size in (None, size):
+        seed_dropout(model, 1, 2, 3)
+        step_of(model, micro_batch_size=micro_batch_size)(*rows(4))
+    first, second, *parts = seen
+    assert torch.equal(torch.cat(parts[::2]), first)
+    assert torch.equal(torch.cat(parts[1::2]), second)
+
+
+def test_a_network_that_learns_in_buffers_is_refused_at_its_first_step() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.n.add_(1)
+            return x
+
+    model = nn.Sequential(network(), Counts())
+    with pytest.raises(ConfigError) as caught:
+        step_of(model)(IMAGES, LABELS)
+    assert caught.value.field == "model"
+    assert caught.value.problem.startswith("1.n is a buffer that training changes; ")
+
+
+def test_the_statistics_of_batch_normalisation_are_no_such_buffers() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), network())
+    step = step_of(model)
+    step(IMAGES, LABELS)
+    assert model[0].running_mean.any()
+    step(IMAGES, LABELS)

@@ -28,8 +28,10 @@ from distbelief.errors import (
 from distbelief.items import ItemPlan
 from distbelief.observe.events import read_events
 from distbelief.runtime import coordinator_host as module
+from distbelief.runtime import regular_snapshots
 from distbelief.runtime import snapshots as taking
-from distbelief.runtime.coordinator_host import CoordinatorHost, HostSpec
+from distbelief.runtime.coordinator_host import CoordinatorHost
+from distbelief.runtime.host_spec import HostSpec
 from distbelief.runtime.snapshots import manifests
 from distbelief.storage import LocalStorage
 from distbelief.types import (
@@ -204,6 +206,7 @@ Host = Callable[..., Hosted]
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Starts hosts; each epoch has 45 examples in five items. All end with the test."""
     monkeypatch.setattr(module, "POLL_S", 0.002)
+    monkeypatch.setattr(regular_snapshots, "LOOK_S", 0.002)
     with ExitStack() as stack:
 
         def make(
@@ -582,7 +585,7 @@ def test_by_default_a_snapshot_at_each_epochs_end(start: Host) -> None:
 def test_a_snapshot_that_fails_is_told_and_tried_again(
     start: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_SNAPSHOT_S", 0.001)
+    monkeypatch.setattr(regular_snapshots, "RETRY_S", 0.001)
     h = start(snapshots=SnapshotConfig(snapshot_every=10))
     h.shards[0].save_answers = [ShardRefusedError(0, "cannot_save", "full"), AWAY]
     h.shards[0].below = 1
@@ -884,6 +887,7 @@ def test_the_report_has_the_replicas_and_the_share_of_time_that_they_waited(star
         "host": "h",
         "pid": 7,
         "items": 2,
+        "stages": 1,
         "examples": 20,
         "seconds_per_item": 2.0,
         "images_per_second": 5.0,
@@ -918,6 +922,7 @@ def test_the_report_has_the_shards(start: Host) -> None:
             "repeated": 0,
             "refused": 0,
             "mb_per_second": 0.0,
+            "traffic": {},
         }
         for shard in (0, 1)
     )

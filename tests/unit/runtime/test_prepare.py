@@ -398,16 +398,15 @@ def test_a_shard_is_told_its_range_and_the_files_that_have_a_part_of_it(tmp_path
         notes=(),
     )
     prepared = prepared_in(storage, before, incarnation=5)
-    prepared = replace(
-        prepared, config=replace(prepared.config, cluster=ClusterConfig(replicas=6, shards=3))
-    )
+    config = replace(prepared.config, cluster=ClusterConfig(replicas=6, shards=3))
+    prepared = replace(prepared, config=config, n_ports=6)
     specs = [prepared.shard_spec(index) for index in range(3)]
     assert [(s.index, s.n_shards, s.begin, s.end) for s in specs] == [
         (0, 3, 0, 3),
         (1, 3, 3, 6),
         (2, 3, 6, 9),
     ]
-    assert {(s.incarnation, s.n_replicas, s.storage) for s in specs} == {(5, 6, storage)}
+    assert {(s.incarnation, s.n_ports, s.storage) for s in specs} == {(5, 6, storage)}
     restores = [s.restore for s in specs]
     assert [r and (r.snapshot, [f.state.shard for f in r.files]) for r in restores] == [
         (7, [0]),

@@ -36,7 +36,7 @@ from distbelief.server.statefile import digest, file_name, snapshot_folder
 from distbelief.storage import LocalStorage, Storage, write_json
 from distbelief.types import ShardFile, ShardState
 
-CONFIG = TrainConfig(cluster=ClusterConfig(shards=2))
+CONFIG = TrainConfig(cluster=ClusterConfig(shards=2), replica=ReplicaConfig(stages=2))
 RECORD: dict[str, Any] = {
     "config": CONFIG.to_dict(),
     "started_at": 1000.0,
@@ -121,10 +121,17 @@ OTHER: dict[str, Any] = {
         "precision": "bf16",
         "device": "cpu",
         "threads": 1,
+        "stages": 3,
+        "micro_batches": 2,
+        "pipeline": "gpipe",
+        "boundaries": "inception4b",
+        "divide_by": "memory",
+        "device_memory_gb": 1.0,
     },
     "cluster": {
         "replicas": 9,
         "shards": 9,
+        "replica_group": ("3x",),
         "address": "local",
         "lease_s": 1.0,
         "rpc_timeout_s": 90.0,
@@ -139,8 +146,8 @@ OTHER: dict[str, Any] = {
 }
 FREE = {
     *("epochs", "max_examples", "run_dir", "init_from", "evaluate", "tensorboard"),
-    *("data.loaders", "replica.n_fetch", "replica.overlap", "replica.precision"),
-    *("replica.device", "replica.threads"),
+    "data.loaders",
+    *(f"replica.{name}" for name in OTHER["replica"] if name not in ("batch_size", "n_push")),
     *(f"cluster.{name}" for name in OTHER["cluster"]),
     *(f"snapshots.{name}" for name in OTHER["snapshots"]),
 }

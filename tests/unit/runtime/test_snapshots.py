@@ -207,7 +207,7 @@ def test_pushes_from_all_sides_and_snapshots_meanwhile(
     start: Start, in_threads: Callable[..., list[Any]]
 ) -> None:
     """Two replicas push every item to both shards; each snapshot is even, and whole."""
-    run = start(2, n_replicas=4)
+    run = start(2, n_ports=4)
     n_items, n_snapshots = 40, 4
     snapshots = run.snapshots(keep=n_snapshots)
     ended = threading.Event()

@@ -12,6 +12,8 @@ from distbelief.server.admission import (
     Verdict,
     check_content,
     check_version,
+    is_part,
+    oldest,
     staleness,
 )
 from distbelief.types import Push, Refusal, Version
@@ -48,8 +50,16 @@ def test_a_good_push_is_admitted(good: Push) -> None:
         ({"begin": 9}, Verdict(Refusal.SIZE, "range [9, 13), this shard has [10, 14)")),
         ({"begin": 11}, Verdict(Refusal.SIZE, "range [11, 15), this shard has [10, 14)")),
         (
-            {"gradient": torch.zeros(3)},
-            Verdict(Refusal.SIZE, "range [10, 13), this shard has [10, 14)"),
+            {"gradient": torch.zeros(3), "begin": 12},
+            Verdict(Refusal.SIZE, "range [12, 15), this shard has [10, 14)"),
+        ),
+        (
+            {"gradient": torch.zeros(3), "begin": 9},
+            Verdict(Refusal.SIZE, "range [9, 12), this shard has [10, 14)"),
+        ),
+        (
+            {"gradient": torch.zeros(0), "begin": 12},
+            Verdict(Refusal.SIZE, "range [12, 12), this shard has [10, 14)"),
         ),
         (
             {"gradient": torch.zeros(5)},
@@ -74,6 +84,63 @@ def test_a_good_push_is_admitted(good: Push) -> None:
 )
 def test_content(changes: dict[str, Any], verdict: Verdict, good: Push) -> None:
     assert check_content(replace(good, **changes), RULES) == verdict
+
+
+@pytest.mark.parametrize(
+    ("begin", "n", "part"),
+    [
+        (10, 4, False),
+        (10, 3, True),
+        (11, 3, True),
+        (12, 1, True),
+        (13, 1, True),
+        (10, 0, False),
+        (14, 0, False),
+        (9, 2, False),
+        (13, 2, False),
+        (9, 6, False),
+        (2**40, 1, False),
+    ],
+)
+def test_a_part_is_a_true_part(begin: int, n: int, part: bool, good: Push) -> None:
+    push = replace(good, begin=begin, gradient=torch.zeros(n))
+    assert is_part(push, RULES) is part
+    assert (check_content(push, RULES) is None) is (part or (begin, n) == (10, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gradient": torch.tensor([NAN, 1.0])}, Refusal.NOT_FINITE),
+        ({"gradient": torch.tensor([3.0, 4.0])}, Refusal.NORM),
+        ({"rate": -1.0}, Refusal.RATE),
+        ({"layout": "other"}, Refusal.LAYOUT),
+        ({"incarnation": 2}, Refusal.INCARNATION),
+    ],
+)
+def test_a_part_is_checked_like_a_whole(
+    changes: dict[str, Any], reason: Refusal, good: Push
+) -> None:
+    rules = replace(RULES, max_norm=4.9)
+    part = replace(good, begin=11, gradient=torch.ones(2))
+    assert check_content(part, rules) is None
+    verdict = check_content(replace(part, **changes), rules)
+    assert verdict is not None
+    assert verdict.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("bases", "expected"),
+    [
+        ([Version(3, 5)], Version(3, 5)),
+        ([Version(3, 5), Version(3, 4), Version(3, 6)], Version(3, 4)),
+        ([Version(3, 5), Version(2, 99)], Version(2, 99)),
+        ([Version(3, 5), Version(4, 99)], Version(4, 99)),  # another incarnation, any
+        ([Version(2, 3), Version(1, 7)], Version(1, 7)),
+    ],
+)
+def test_the_oldest_base(bases: list[Version], expected: Version) -> None:
+    assert oldest(bases, 3) == oldest(reversed(bases), 3) == expected
 
 
 def test_norm(good: Push) -> None:

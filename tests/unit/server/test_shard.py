@@ -156,7 +156,7 @@ def test_setting_aside_twice_keeps_the_first_reason(start_shard: StartShard) -> 
     [
         ({"gradient": torch.tensor([1.0, NAN, 0.0, 0.0])}, Refusal.NOT_FINITE),
         ({"gradient": torch.full((4,), 100.0)}, Refusal.NORM),
-        ({"gradient": torch.ones(3)}, Refusal.SIZE),
+        ({"gradient": torch.ones(5)}, Refusal.SIZE),
         ({"begin": 1}, Refusal.SIZE),
         ({"layout": "other"}, Refusal.LAYOUT),
         ({"rate": NAN}, Refusal.RATE),
@@ -383,7 +383,7 @@ def test_threads_that_push_shuffled_and_repeated_items_apply_each_once(
     start_shard: StartShard, make_push: MakePush, in_threads: InThreads
 ) -> None:
     n_items, n_threads = 120, 6
-    shard = start_shard(n_replicas=n_threads)
+    shard = start_shard(n_ports=n_threads)
 
     def replica(number: int) -> list[tuple[int, PushStatus]]:
         order = 2 * list(range(n_items))
@@ -413,7 +413,7 @@ def test_a_fetch_is_of_one_clock(
     start_shard: StartShard, make_push: MakePush, in_threads: InThreads
 ) -> None:
     size, n_items = 50_000, 60
-    shard = start_shard(size, n_replicas=4)
+    shard = start_shard(size, n_ports=4)
     ended = threading.Event()
 
     def push(first: int) -> None:
@@ -446,7 +446,7 @@ def test_a_fetch_is_of_one_clock(
 def test_a_fetch_after_a_push_sees_it(
     start_shard: StartShard, make_push: MakePush, in_threads: InThreads
 ) -> None:
-    shard = start_shard(n_replicas=4)
+    shard = start_shard(n_ports=4)
 
     def replica(number: int) -> None:
         out = torch.empty(4)
@@ -465,7 +465,7 @@ def test_a_fetch_after_a_push_sees_it(
 def test_a_full_queue_answers_busy_and_applies_what_it_took(
     start_shard: StartShard, make_push: MakePush
 ) -> None:
-    shard = start_shard(load=False, n_replicas=1, busy_after_s=0.1)
+    shard = start_shard(load=False, n_ports=1, busy_after_s=0.1)
     shard.load(torch.zeros(4))
     room, n_pushes = 10, 13
     stuck = StuckValues()
@@ -499,7 +499,7 @@ def test_a_full_queue_answers_busy_and_applies_what_it_took(
 def test_any_call_without_room_in_the_queue_may_be_tried_again(
     call: Callable[[Shard, Push], object], start_shard: StartShard, make_push: MakePush
 ) -> None:
-    shard = start_shard(index=3, n_shards=4, n_replicas=1, busy_after_s=0.01)
+    shard = start_shard(index=3, n_shards=4, n_ports=1, busy_after_s=0.01)
     stuck = StuckValues()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(shard.load, stuck)
@@ -525,7 +525,7 @@ def test_a_failing_log_loses_the_shard_for_all_callers(
     in_threads: InThreads,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shard = start_shard(n_replicas=8)
+    shard = start_shard(n_ports=8)
     shard.push(make_push(0))
     assert shard.failure is None
 
@@ -560,7 +560,7 @@ def test_a_failing_log_loses_the_shard_for_all_callers(
 def test_tasks_behind_a_failure_are_answered_not_left(
     start_shard: StartShard, make_push: MakePush, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard = start_shard(n_replicas=1)
+    shard = start_shard(n_ports=1)
 
     def full(entry: LogEntry) -> None:
         raise OSError(28, "No space left on device")
@@ -632,7 +632,7 @@ def test_a_shard_that_does_not_run_says_so(
 
 
 def test_close_finishes_the_tasks_at_hand(start_shard: StartShard, make_push: MakePush) -> None:
-    shard = start_shard(n_replicas=4)
+    shard = start_shard(n_ports=4)
     stuck = StuckValues()
     with ThreadPoolExecutor(10) as pool:
         pool.submit(shard.load, stuck)

@@ -453,7 +453,7 @@ def test_whenever_it_is_saved_the_file_is_of_one_state(
     start_shard: StartShard, make_push: MakePush, in_threads: Callable[..., list[Any]]
 ) -> None:
     n_items, n_saves = 60, 6
-    shard = start_shard(n_replicas=4)
+    shard = start_shard(n_ports=4)
 
     def push(first: int) -> list[PushReply]:
         return [shard.push(make_push(item, -1.0)) for item in range(first, n_items, 3)]

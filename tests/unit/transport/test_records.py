@@ -133,6 +133,7 @@ states = st.builds(
     queued=small,
     nbytes_received=numbers,
     nbytes_sent=numbers,
+    traffic=st.dictionaries(st.text(max_size=10), numbers, max_size=3),
 )
 
 

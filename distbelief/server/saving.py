@@ -1,0 +1,33 @@
+"""A shard's state, once captured, on its way into the run's folder."""
+
+from __future__ import annotations
+
+from distbelief.errors import ShardRefusedError
+from distbelief.server.pause import Capture
+from distbelief.server.pushlog import PushLog
+from distbelief.server.spec import ShardSpec
+from distbelief.server.statefile import digest, file_name, snapshot_folder
+from distbelief.types import ShardFile
+
+
+def write(spec: ShardSpec, log: PushLog, snapshot: int, capture: Capture) -> ShardFile:
+    """Makes the push log durable, then writes the file that rests on it. Blocks; for any thread.
+
+    Raises:
+        ShardRefusedError: one of them cannot be written.
+    """
+    name = file_name(spec.index, spec.n_shards)
+    try:
+        log.sync()
+        spec.storage.write(f"{snapshot_folder(snapshot)}/{name}", capture.content)
+    except OSError as error:
+        detail = f"cannot write to {spec.storage.url}: {error.strerror or error}"
+        raise ShardRefusedError(spec.index, "cannot_save", detail) from error
+    return ShardFile(
+        name=name,
+        nbytes=len(capture.content),
+        sha256=digest(capture.content),
+        n_shards=spec.n_shards,
+        state=capture.state,
+        paused_s=capture.paused_s,
+    )
