@@ -43,6 +43,14 @@ class Group(Protocol):
     stage: int
     n_stages: int
 
+    def gather(self, word: Word) -> list[Word]:
+        """What every stage says, in their order; blocks until all have."""
+        ...
+
+
+class StageGroup(Group, Protocol):
+    """A group of several stages, of which the first leads."""
+
     def tell(self, word: Word, arrays: Sequence[NDArray[Any]] = ()) -> None:
         """The first stage tells the others, who :meth:`hear`."""
         ...
@@ -51,22 +59,11 @@ class Group(Protocol):
         """What the first stage tells; blocks until it does."""
         ...
 
-    def gather(self, word: Word) -> list[Word]:
-        """What every stage says, in their order; blocks until all have."""
-        ...
-
 
 class Alone:
     """The group of a replica that has one stage."""
 
     stage, n_stages = 0, 1
-
-    def tell(self, word: Word, arrays: Sequence[NDArray[Any]] = ()) -> None:
-        """Nobody is there to hear it."""
-
-    def hear(self) -> tuple[Word, list[NDArray[Any]]]:
-        """See :class:`Group`; a first stage has nobody to hear."""
-        raise NotImplementedError
 
     def gather(self, word: Word) -> list[Word]:
         """See :class:`Group`."""
@@ -74,7 +71,7 @@ class Alone:
 
 
 class Stages:
-    """The group of a replica of several stages; a context manager, one at a time in a process.
+    """A :class:`StageGroup` of processes; a context manager, one at a time in each of them.
 
     Every call raises StageLostError if another stage has ended, or does not answer in time.
 
@@ -154,7 +151,7 @@ class Stages:
         return StageLostError(self._replica, self.stage, detail)
 
     def tell(self, word: Word, arrays: Sequence[NDArray[Any]] = ()) -> None:
-        """See :class:`Group`."""
+        """See :class:`StageGroup`."""
         about = [{"shape": a.shape, "dtype": a.dtype.str} for a in arrays]
         header = json.dumps({"word": word, "arrays": about}).encode()
         parts = [np.ascontiguousarray(a).view(np.uint8).reshape(-1).tobytes() for a in arrays]
@@ -164,7 +161,7 @@ class Stages:
             dist.broadcast(content, 0)
 
     def hear(self) -> tuple[Word, list[NDArray[Any]]]:
-        """See :class:`Group`."""
+        """See :class:`StageGroup`."""
         sizes = torch.empty(2, dtype=torch.int64)
         with self.watched():
             dist.broadcast(sizes, 0)
@@ -182,7 +179,7 @@ class Stages:
         return told["word"], arrays
 
     def gather(self, word: Word) -> list[Word]:
-        """See :class:`Group`."""
+        """See :class:`StageGroup`."""
         mine = torch.frombuffer(bytearray(json.dumps(word).encode()), dtype=torch.uint8)
         sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.n_stages)]
         with self.watched():

@@ -10,7 +10,7 @@ import numpy as np
 from distbelief.data.loader import Batch
 from distbelief.errors import StageLostError
 from distbelief.replica.feed import Feed, Pending, Work
-from distbelief.replica.group import Group, Word
+from distbelief.replica.group import StageGroup, Word
 from distbelief.types import LeasedItem
 
 STILL_THERE_S = 5.0
@@ -33,7 +33,7 @@ class Source(Protocol):
 class LeadingFeed:
     """The first stage's: tells the others of what its feed has."""
 
-    def __init__(self, feed: Feed, group: Group) -> None:
+    def __init__(self, feed: Feed, group: StageGroup) -> None:
         self._feed = feed
         self._group = group
         self._told: list[Work | None] = []
@@ -68,7 +68,7 @@ class LeadingFeed:
 class FollowingFeed:
     """The other stages'."""
 
-    def __init__(self, group: Group, replica: int) -> None:
+    def __init__(self, group: StageGroup, replica: int) -> None:
         self._group = group
         self._replica = replica
         self._heard: list[Word] = []
@@ -100,7 +100,7 @@ class _Told:
     """A batch that the others hear of, without its images, when it is taken."""
 
     batch: Pending
-    group: Group
+    group: StageGroup
 
     def done(self) -> bool:
         return self.batch.done()
@@ -111,8 +111,9 @@ class _Told:
                 batch = self.batch.result(STILL_THERE_S)
                 break
             except TimeoutError:
-                if self.batch.done():
-                    raise  # of the batch's own making
+                if self.batch.done():  # just now, or it failed with an error of that kind
+                    batch = self.batch.result()
+                    break
                 self.group.tell({"kind": "idle"})
         self.group.tell({"kind": "batch", "skipped": list(batch.skipped)}, [batch.labels])
         return batch
@@ -120,7 +121,7 @@ class _Told:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    group: Group
+    group: StageGroup
 
     def done(self) -> bool:
         return False

@@ -13,7 +13,7 @@ from distbelief.config import TrainConfig
 from distbelief.data.dataset import Dataset
 from distbelief.data.loader import Batch, BatchLoader, BatchRequest
 from distbelief.data.transforms import TrainTransform
-from distbelief.errors import ConfigError, as_distbelief_error
+from distbelief.errors import ConfigError, DistBeliefError, as_distbelief_error
 from distbelief.layout import Layout
 from distbelief.models.blocks import Blocks
 from distbelief.models.stages import StagePlan
@@ -122,6 +122,8 @@ def planned(
                 measure=compare or slot.boundaries is None,
                 compare=compare,
             )
+    except DistBeliefError:
+        raise
     except Exception as error:  # of the network's own code, with the place where it stands
         raise as_distbelief_error(error) from error
 

@@ -15,7 +15,7 @@ from distbelief.models.blocks import Blocks
 from distbelief.models.stages import Stage, StagePlan, Travels
 from distbelief.replica.buffers import FlatModel
 from distbelief.replica.criterion import Criterion, Loss
-from distbelief.replica.group import Alone, Group, Meeting, Stages
+from distbelief.replica.group import Alone, Meeting, Stages
 from distbelief.replica.step import (
     BufferWatch,
     ImageInput,
@@ -62,7 +62,7 @@ class Seated:
     layout: Layout
     ranges: Sequence[tuple[int, int]]
     step: StepOf
-    group: Group
+    group: Alone | Stages
 
 
 def take_seat(

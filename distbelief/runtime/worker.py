@@ -22,6 +22,7 @@ from distbelief.product.frozen import load_frozen
 from distbelief.replica.downpour import Downpour
 from distbelief.replica.exchange import Exchange, ShardPort, ports_of
 from distbelief.replica.feed import Feed
+from distbelief.replica.group import Stages
 from distbelief.replica.reporter import Progress, Reporter
 from distbelief.replica.stagefeed import FollowingFeed, LeadingFeed, Source
 from distbelief.runtime.folder import Probe
@@ -137,15 +138,17 @@ def run_replica(
         )
         progress = Progress()
         feed: Feed | None = None
-        source: Source = FollowingFeed(part.group, seat.replica)
-        if seat.stage == 0:
+        source: Source
+        if isinstance(part.group, Stages) and seat.stage > 0:
+            source = FollowingFeed(part.group, seat.replica)
+        else:
             transform = TrainTransform.of(config.data)
             loader = BatchLoader(dataset.train, transform, config.seed, n_loaders)
             ahead = BATCHES_AHEAD * max(1, n_loaders)
             order = partial(dataset.train.epoch_order, config.seed)
             stack.enter_context(loader)
             feed = Feed(spec.plan, order, loader.submit, batches_ahead=ahead)
-            source = LeadingFeed(feed, part.group) if part.group.n_stages > 1 else feed
+            source = LeadingFeed(feed, part.group) if isinstance(part.group, Stages) else feed
         loop = Downpour(
             replica=seat.replica,
             flat=part.flat,

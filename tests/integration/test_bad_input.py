@@ -105,6 +105,18 @@ def cut(): return Net(change=lambda logits: logits.detach())
 def division(): return Net(change=lambda logits: 1 / 0)
 def broken(): raise ValueError("no good")
 def linear(): return nn.Linear(4, 10)
+class Frozen(Net):
+    def forward(self, images):
+        with torch.no_grad():
+            hidden = self.layer(images.flatten(1))
+        return self.change(hidden + self.layer.bias)
+
+
+class Branching(Net):
+    def forward(self, images):
+        return self.layer(images.flatten(1)) if images.sum() > 0 else self.layer.bias
+
+
 def labels(split): return TensorDataset(torch.zeros(100, 4), torch.arange(100))
 """
 
@@ -249,6 +261,28 @@ CASES = [
     Case("snapshot alone", "train --resume-snapshot 3", r"--resume-snapshot: goes with --resume"),
     Case("evaluate nothing", "evaluate nowhere", r"nowhere"),
     Case("status of nothing", "status nowhere", r"nowhere"),
+    Case(
+        "a graph that is another network",
+        "train --model mine:Frozen --stages 2",
+        r"--stages: in Frozen other parameters learn \(layer.weight\); .* or train it undivided",
+        own_code,
+    ),
+    Case(
+        "no graph",
+        "train --model mine:Branching --stages 2",
+        r"--stages: Branching cannot be divided .* write it as an nn.Sequential",
+        own_code,
+    ),
+    Case("too many stages", "train --stages 9", r"--stages: 9 stages for a batch of 8; take fewer"),
+    Case("no such block", "train --stages 2 --boundaries x", r"--boundaries: .* no block 'x'"),
+    Case("one boundary", "train --boundaries x", r"divides into 2 stages, .*; give --stages 2"),
+    Case("a group of none", "train --replica-group x", r"'x' does not say how many; write it as"),
+    Case("two counts", "train --replicas 2 --replica-group 1x", r"--replicas: is told by --rep"),
+    Case(
+        "no room for a stage",
+        "train --stages 2 --device-memory-gb 0.00001",
+        r"--device-memory-gb: stage \d of 2 .* needs .* MB, and cpu has 0",
+    ),
     Case("report of nothing", "report nowhere", r"nowhere"),
     Case("evaluate's option", "evaluate x --crop 1", r"no option --crop; did you mean --crops\?"),
     Case("export's option", "export x --outptu y", r"no option --outptu; did you mean --output\?"),

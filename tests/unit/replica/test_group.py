@@ -177,6 +177,5 @@ def test_other_errors_pass() -> None:
 
 def test_a_replica_of_one_stage_is_alone() -> None:
     alone = Alone()
-    alone.tell({"kind": "item"}, [np.zeros(2)])
     assert alone.gather({"norm": 1.0}) == [{"norm": 1.0}]
     assert (alone.stage, alone.n_stages) == (0, 1)

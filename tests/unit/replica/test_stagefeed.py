@@ -205,6 +205,24 @@ def test_a_batch_that_cannot_be_made_raises_what_it_did(
     assert caught.value is error
 
 
+def test_a_batch_that_is_made_at_the_last_moment_is_taken(thread_groups: MakeGroups) -> None:
+    """Between the end of a wait for it and the question whether it is there."""
+    batch = batch_of(BatchRequest(0, np.arange(4)))
+
+    class Late:
+        def done(self) -> bool:
+            return True
+
+        def result(self, timeout: float | None = None) -> Batch:
+            if timeout is not None:
+                raise TimeoutError
+            return batch
+
+    first, second = thread_groups(2)
+    assert module._Told(Late(), first).result() is batch
+    assert module._Heard(second).result().labels.tolist() == batch.labels.tolist()
+
+
 @pytest.mark.parametrize("idle", [False, True])
 def test_the_end_is_told_to_all(idle: bool, thread_groups: MakeGroups) -> None:
     first, second = thread_groups(2)
