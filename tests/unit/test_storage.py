@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distbelief import storage as module
 from distbelief.errors import ConfigError
 from distbelief.storage import LocalStorage, RemoteStorage, Storage, storage_at, write_json
+from distbelief.storage import remote as module
 
 FULL = OSError(28, "No space left on device")
 
