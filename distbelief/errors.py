@@ -10,8 +10,9 @@
         ├── ShardRefusedError a shard answered, and will never take the request
         ├── ProcessLostError  a process that the run cannot do without has died
         ├── StageLostError    a stage of a replica has lost touch with the others
+        ├── DismissedError    a replica is of no use, and another is to take its place
         ├── UnexpectedError   none of ours: in a user's code, or a bug
-        └── SupersededError   the run has been resumed by another process, and goes on there
+        └── SupersededError   another process has taken this one's place
 
 Every exception keeps its facts as fields, and survives pickling: all positional arguments are
 passed to ``super().__init__``.
@@ -149,12 +150,27 @@ class StageLostError(RunError):
         )
 
 
-class SupersededError(RunError):
-    """The run has been resumed by another process: this one must not touch its folder any more."""
+class DismissedError(RunError):
+    """A replica whose gradients are refused again and again; another may do better."""
 
-    def __init__(self, incarnation: object) -> None:
-        super().__init__(incarnation)
-        self.incarnation = incarnation
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
     def __str__(self) -> str:
-        return f"the run goes on elsewhere, as incarnation {self.incarnation}"
+        return f"it was dismissed: {self.reason}"
+
+
+class SupersededError(RunError):
+    """Another process has taken the place of this one, which must not touch the run any more.
+
+    ``what`` is the run or its coordinator, ``start`` which start of it goes on.
+    """
+
+    def __init__(self, what: str, start: int) -> None:
+        super().__init__(what, start)
+        self.what = what
+        self.start = start
+
+    def __str__(self) -> str:
+        return f"start {self.start} of {self.what} goes on elsewhere; this one ends"

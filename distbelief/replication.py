@@ -105,6 +105,9 @@ class ClusterConfig:
     """Copies of the model that compute gradients."""
     shards: int = 1
     """Parameter servers, each with an equal range of the parameters."""
+    shard_replication: int = 1
+    """Copies of each shard: with 2 a twin on another node has every update before it is
+    acknowledged, and takes over when the shard dies."""
     replica_group: tuple[str, ...] = ()
     """Replicas that differ, instead of --replicas: '2x stages=2,device=cuda' '4x device=cpu'; takes
     stages, device, micro_batches, threads, pipeline, boundaries, divide_by, device_memory_gb."""
@@ -116,10 +119,18 @@ class ClusterConfig:
     rpc_timeout_s: float = 60.0
     """Deadline of one call to a shard."""
     patience_s: float = 120.0
-    """Seconds that a replica goes on trying to reach a shard, and a run to be placed."""
+    """Seconds that a process goes on trying to reach a shard or the coordinator, and a run to be
+    placed."""
+    tls: str | None = None
+    """Folder with ca.pem, cert.pem and key.pem, on every node under the same path: shards and those
+    who call them show each other certificates, and nobody else can read along; see SECURITY.md."""
 
     def __post_init__(self) -> None:
         require_positive(self, "replicas", "shards", "lease_s", "rpc_timeout_s", "patience_s")
+        longest = "is 3600 at most, which is as long as a shard lets a call last"
+        require(self.rpc_timeout_s <= 3600, "rpc_timeout_s", longest)
+        copies = self.shard_replication
+        require(copies in (1, 2), "shard_replication", f"is 1, or 2 for a twin, not {copies}")
 
 
 _OF_A_GROUP = (

@@ -1,10 +1,10 @@
-"""Ids, the records that travel between processes, and the seam between a replica and a shard."""
+"""Ids, and the records that travel between processes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,9 @@ class ShardState:
     applied pushes by their staleness, ``refused`` refusals by their reason. ``queued`` tasks wait
     for the writer; ``nbytes_received`` of gradients have come and ``nbytes_sent`` of parameters
     gone since the shard was started; ``traffic`` has the bytes of both by who called, for callers
-    that gave a name.
+    that gave a name. ``twin`` is the incarnation of the twin that it feeds, ``follows`` that of the
+    shard whose twin it is itself, as long as it serves nobody; 0 without one. ``trouble`` is why
+    its push log cannot be written just now, or empty.
     """
 
     shard: int
@@ -133,6 +135,9 @@ class ShardState:
     nbytes_received: int = 0
     nbytes_sent: int = 0
     traffic: dict[str, int] = field(default_factory=dict)
+    twin: int = 0
+    follows: int = 0
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,89 +161,6 @@ class ShardFile:
     paused_s: float = 0.0
 
 
-class ParameterService(Protocol):
-    """The seam between a replica and a shard.
-
-    The shard itself satisfies it, and so do the gRPC client and whatever a test puts between.
-    All calls block, may come from any thread, and may be repeated without harm.
-    """
-
-    def fetch(
-        self,
-        out: torch.Tensor,
-        *,
-        begin: int,
-        weights: Weights = Weights.LATEST,
-        unless: Version | None = None,
-    ) -> Version:
-        """Writes the shard's newest values into ``out``, all of one clock, and returns its version.
-
-        Args:
-            out: ``(n,) float32``, contiguous, on the CPU; the caller's. It is untouched when the
-                shard's version is still ``unless``; if the call raises, its contents are undefined.
-            begin: First element of the flat vector that is wanted; the shard must hold all n.
-            weights: The parameters themselves, as they are expected to be when a gradient computed
-                on them will be applied, or their Polyak average.
-            unless: The version that the caller has.
-
-        Raises:
-            TransportError: no answer in time.
-            ShardRefusedError: the shard has no values yet, or does not hold that range.
-        """
-        ...
-
-    def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
-        """Applies an item's gradient unless the shard has it already; returns what became of it.
-
-        Returns when the gradient has been applied, so that a fetch afterwards sees it; a part's
-        call waits until the other parts have come, too. With ``fetch_into``, of the gradient's
-        size, the newest parameters of its range, the push included, are written there whatever the
-        status, except for a refusal; they are predicted ones if that is what the run's replicas
-        compute with. Calls for the parts of one push get the same answer, of one version.
-
-        Raises:
-            TransportError: no answer in time, or the other parts did not come; the push may or may
-                not have been applied, and the same call again takes the place of this one.
-        """
-        ...
-
-
-class ShardService(ParameterService, Protocol):
-    """A shard as the coordinator sees it."""
-
-    def load(self, values: torch.Tensor) -> None:
-        """Sets the initial parameters, ``(end - begin,) float32``; only before the first push."""
-        ...
-
-    def set_aside(self, items: tuple[int, ...], reason: str) -> None:
-        """Marks items as never to be applied; those already applied stay applied."""
-        ...
-
-    def state(self) -> ShardState:
-        """The shard's account of itself."""
-        ...
-
-    def pause(self, seconds: float) -> ShardState:
-        """Holds pushes of new items back, for so many seconds at most; returns the account.
-
-        Their callers wait; repeats are answered and fetches served as ever. :meth:`save` ends it.
-        """
-        ...
-
-    def save(self, snapshot: int, items: Intervals, seconds: float) -> ShardFile:
-        """Writes the shard's state into the folder of that snapshot.
-
-        Admits those of ``items`` that are missing, waits until they are there, for ``seconds`` at
-        most, takes a copy of its state, ends the pause, and returns when the copy has been written
-        durably, and the push log that it rests on before it.
-
-        Raises:
-            TransportError: no answer in time.
-            ShardRefusedError: there is nothing to save yet, or it cannot be written.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class LeasedItem:
     """An item in a replica's hands, with all that it needs to compute and push it."""
@@ -258,7 +180,8 @@ class ItemOutcome:
     ``losses`` has the mean of each loss over the item's steps, by name; ``loss`` is what was
     minimised. ``refusal`` tells why the item was not applied, or is empty; ``pushed`` is false if
     the replica itself refused the gradient, so that no shard saw it. ``unreadable`` has the names
-    of its examples that could not be read.
+    of its examples that could not be read, ``culprits`` those of its examples if they made a
+    gradient that is not finite from parameters that are; of either not all, perhaps.
     """
 
     item: int
@@ -267,6 +190,7 @@ class ItemOutcome:
     refusal: str = ""
     pushed: bool = True
     unreadable: tuple[str, ...] = ()
+    culprits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,7 +201,7 @@ class ReplicaReport:
         replica: Which replica; a replacement has a number of its own.
         host: Name of its host.
         pid: Its process.
-        held: Items it holds and has not finished, each with its lease.
+        held: Items it holds and has not finished, each with its lease; the one at work first.
         outcomes: What it finished since its last report.
         seconds_per_item: Its own pace, or None before the first item.
         waiting_s: Seconds that its compute waited for batches since the last report.
@@ -300,15 +224,11 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """The coordinator's answer: more items, and whether to end."""
+    """The coordinator's answer: more items, and whether to end.
+
+    ``dismissal`` is why the replica is to fail, so that another takes its place; or empty.
+    """
 
     items: tuple[LeasedItem, ...] = ()
     stop: bool = False
-
-
-class CoordinatorService(Protocol):
-    """The coordinator as a replica sees it."""
-
-    def report(self, report: ReplicaReport) -> Orders:
-        """Takes a replica's report and leases it what it needs next; does not block for work."""
-        ...
+    dismissal: str = ""

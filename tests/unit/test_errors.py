@@ -11,6 +11,7 @@ from distbelief.errors import (
     ClusterError,
     ConfigError,
     DataError,
+    DismissedError,
     DistBeliefError,
     ProcessLostError,
     RunError,
@@ -33,9 +34,10 @@ SAMPLES = [
     RunError("the run failed"),
     TransportError(3, "UNAVAILABLE", "connection refused"),
     ShardRefusedError(1, Refusal.SIZE, "4 values for 5 parameters"),
-    ProcessLostError("shard 2", "OSError(28, 'No space left on device')"),
+    ProcessLostError("shard 2", "its push log cannot be written"),
     StageLostError(3, 1, "no answer (connection closed)"),
-    SupersededError(2),
+    DismissedError("3 gradients in a row were refused (not_finite)"),
+    SupersededError("the run", 2),
     UnexpectedError("ValueError: a bug (model.py:3, in forward)"),
 ]
 
@@ -91,6 +93,15 @@ def test_an_unreadable_image_is_of_the_tree_and_survives_pickling() -> None:
         ),
         (ProcessLostError("shard 2", "it has ended"), "shard 2 was lost: it has ended"),
         (ClusterError("--address: nobody there"), "--address: nobody there"),
+        (
+            StageLostError(3, 1, "connection closed"),
+            "stage 1 of replica 3 lost touch with another: connection closed",
+        ),
+        (DismissedError("3 refusals"), "it was dismissed: 3 refusals"),
+        (
+            SupersededError("the coordinator", 2),
+            "start 2 of the coordinator goes on elsewhere; this one ends",
+        ),
     ],
 )
 def test_text_names_what_and_why(error: DistBeliefError, text: str) -> None:
@@ -108,6 +119,11 @@ def test_facts_are_fields() -> None:
     assert (data.path, data.problem) == ("/d", "bad")
     lost = ProcessLostError("shard 0", "killed")
     assert (lost.what, lost.cause) == ("shard 0", "killed")
+    stage = StageLostError(3, 1, "closed")
+    assert (stage.replica, stage.stage, stage.detail) == (3, 1, "closed")
+    assert DismissedError("3 refusals").reason == "3 refusals"
+    superseded = SupersededError("the run", 2)
+    assert (superseded.what, superseded.start) == ("the run", 2)
 
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
