@@ -14,7 +14,8 @@ from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent / "distbelief" / "v1"
 GENERATED = Path(__file__).parent.parent / "distbelief" / "transport" / "_generated"
-NAMES = ("parameter_server_pb2.py", "parameter_server_pb2.pyi")
+SOURCES = sorted(PROTOS.glob("*.proto"))
+NAMES = [f"{source.stem}_pb2.{kind}" for source in SOURCES for kind in ("py", "pyi")]
 
 
 def generate(folder: Path) -> None:
@@ -24,7 +25,7 @@ def generate(folder: Path) -> None:
         f"-I{PROTOS}",
         f"--python_out={folder}",
         f"--pyi_out={folder}",
-        str(PROTOS / "parameter_server.proto"),
+        *map(str, SOURCES),
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed")

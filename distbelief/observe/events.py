@@ -13,9 +13,14 @@ from distbelief.storage import Storage
 
 NAME = "events.jsonl"
 
+RECOVERIES = frozenset({"replica_replaced", "recovered"})
+"""Kinds that tell that something was lost, and serves again."""
+
 
 class EventLog:
     """Appends events to a file; thread-safe, each line whole.
+
+    Events that the storage does not take wait in this process, and are tried again with the next.
 
     Args:
         storage: The run's folder, whose ``events.jsonl`` may exist.
@@ -35,14 +40,20 @@ class EventLog:
 
     @property
     def failure(self) -> str:
-        """Why events cannot be written any more, or empty."""
+        """Why events are lost, or empty: so many wait that there is room for no more."""
         return self._failure
+
+    @property
+    def trouble(self) -> str:
+        """Why events wait in this process, or empty: nothing is lost so far."""
+        cause = self._file.failure
+        return f"cannot write to {self._where}: {cause}" if cause else ""
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Writes one event.
 
         It never raises: who has something to tell is not who can mend a full disk. See
-        :attr:`failure`; what comes after it is not written.
+        :attr:`trouble` and :attr:`failure`; what comes after a failure is not written.
         """
         t = round(self._clock() - self._started_at, 3)
         line = json.dumps({"t": t, "kind": kind, **fields})
@@ -51,12 +62,13 @@ class EventLog:
                 return
             try:
                 self._file.write(line + "\n")
-                self._file.flush()
             except OSError as error:
                 self._failure = f"cannot write to {self._where}: {error.strerror or error}"
+                return
+            self._file.flush()
 
     def sync(self) -> None:
-        """Returns when what has been written would survive a crash."""
+        """Returns when what has been written would survive a crash; OSError if it may not."""
         self._file.sync()
 
     def close(self) -> None:
@@ -65,7 +77,8 @@ class EventLog:
             try:
                 self._file.close()
             except OSError as error:
-                self._failure = self._failure or f"cannot write to {self._where}: {error}"
+                cause = f"cannot write to {self._where}: {error.strerror or error}"
+                self._failure = self._failure or cause
 
 
 def read_events(storage: Storage) -> list[dict[str, Any]]:

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distbelief.server.applied import ItemSet, union
+from distbelief.server.applied import ItemSet, intersection, union
 from distbelief.types import Intervals, Push, ShardState
+
+MAX_MISSING = 1 << 18
+"""Items that a snapshot can wait for; meanwhile each of them takes memory."""
 
 STALENESS_SMOOTHING = 0.02
 """Weight of each push in the staleness that the next ones are expected to have."""
@@ -57,11 +60,18 @@ class Account:
             self.expected_staleness += STALENESS_SMOOTHING * (stale - self.expected_staleness)
 
     def missing(self, items: Intervals) -> set[int]:
-        """Those of ``items`` that are neither applied nor set aside."""
+        """Those of ``items`` that are neither applied nor set aside.
+
+        Raises:
+            OverflowError: there are more than anybody can be waiting for.
+        """
         end = max((end for _, end in items), default=0)
-        wanted = ItemSet(items)
-        gaps = (range(low, high) for low, high in accounted(self.applied, self.set_aside).gaps(end))
-        return {item for gap in gaps for item in gap if item in wanted}
+        gaps = accounted(self.applied, self.set_aside).gaps(end)
+        lacking = intersection([ItemSet(items), ItemSet(gaps)])
+        n_lacking = sum(high - low for low, high in lacking.intervals)
+        if n_lacking > MAX_MISSING:
+            raise OverflowError(f"{n_lacking} items are missing; at most {MAX_MISSING} can be")
+        return set(lacking)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

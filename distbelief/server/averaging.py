@@ -74,6 +74,7 @@ class PolyakAverage:
         """Goes on from a snapshot; ``values``, ``(n,) float32``, is None without an average."""
         self._pending_pushes = int(counts["pending_pushes"])
         self._examples_at_update = int(counts["examples_at_update"])
+        self._weight = 0
         if values is not None and self._kind != "none":
             self._weight = max(1, int(counts["weight"]))
             self._values.copy_(values)

@@ -10,7 +10,7 @@ from distbelief.server.averaging import PolyakAverage
 from distbelief.server.restore import Restore, restore
 from distbelief.server.rules import make_rule
 from distbelief.server.spec import ShardSpec
-from distbelief.server.statefile import image
+from distbelief.server.statefile import image, views
 from distbelief.types import Push, Refusal, Version, Weights
 
 
@@ -54,7 +54,7 @@ class Contents:
             )
 
     def load(self, values: torch.Tensor) -> None:
-        """See :class:`~distbelief.types.ShardService`."""
+        """See :class:`~distbelief.services.ShardService`."""
         if values.numel() != self._spec.size:
             raise ShardRefusedError(
                 self._spec.index,
@@ -79,10 +79,41 @@ class Contents:
         self.account = found.account
         self.loaded = True
 
+    def adopt(self, state: bytes | bytearray, clock: int) -> None:
+        """Takes over what :meth:`image` of a shard of the same range returned at that clock.
+
+        Raises:
+            ShardRefusedError: it is no such thing; nothing has changed.
+        """
+        spec = self._spec
+        vectors = {"parameters": self._parameters, **self._rule.slots}
+        try:
+            found = views(state if isinstance(state, bytearray) else bytearray(state))
+            account = Account.from_dict(found.about["account"])
+            counts = {name: int(n) for name, n in found.about["average"].items()}
+            average = found.tensors.pop("average", None)
+            given = {name: tensor.numel() for name, tensor in found.tensors.items()}
+            wanted = dict.fromkeys(vectors, spec.size)
+            if given != wanted or (average is not None and average.numel() != spec.size):
+                raise ValueError(f"it has {given}, not {wanted}")
+            if counts.keys() != self._average.to_dict().keys():
+                raise ValueError(f"its average has {sorted(counts)}")
+            if not account.clock == len(account.applied) == clock:
+                raise ValueError(f"its clock is {account.clock}, not {clock}")
+        # JSON of another process may be anything at all.
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = f"no state of its range: {error}"
+            raise ShardRefusedError(spec.index, "malformed", detail) from error
+        for name, vector in vectors.items():
+            vector.copy_(found.tensors[name])
+        self._average.restore(counts, average)
+        self.account = account
+        self.loaded = True
+
     def fetch(
         self, out: torch.Tensor, begin: int, weights: Weights, unless: Version | None = None
     ) -> Version:
-        """See :class:`~distbelief.types.ParameterService`."""
+        """See :class:`~distbelief.services.ParameterService`."""
         self.require_loaded()
         spec = self._spec
         end = begin + out.numel()

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from distbelief.errors import ProcessLostError, TransportError
+from distbelief.faults.points import Injector
 from distbelief.server.admission import (
     AdmissionRules,
     Verdict,
@@ -21,6 +22,7 @@ from distbelief.server.admission import (
 )
 from distbelief.server.contents import Contents
 from distbelief.server.joint import Caller, Joint
+from distbelief.server.mirror import Mirror
 from distbelief.server.parts import Parts, Turned
 from distbelief.server.pause import Gate, Pause
 from distbelief.server.pushlog import LogEntry, PushLog
@@ -40,6 +42,11 @@ class Pushes:
         contents: What pushes change.
         gate: Holds pushes back during a pause.
         writer: Does the tasks.
+        mirror: Has a twin take each push first, if there is one.
+        injector: Fails where tests want it to.
+
+    Attributes:
+        log: Where entries go; there is none as long as nothing can be applied.
     """
 
     def __init__(
@@ -48,11 +55,16 @@ class Pushes:
         contents: Contents,
         gate: Gate,
         writer: Writer,
+        mirror: Mirror,
+        injector: Injector,
     ) -> None:
         self._spec = spec
         self._contents = contents
         self._gate = gate
         self._writer = writer
+        self._mirror = mirror
+        self._injector = injector
+        self.log: PushLog | None = None
         self._rules = AdmissionRules(
             layout=spec.layout,
             incarnation=spec.incarnation,
@@ -65,9 +77,8 @@ class Pushes:
             spec.begin, spec.size, lambda item: item in contents.account, self._lost
         )
 
-    def start(self, log: PushLog) -> None:
-        """The writer runs; entries go to this log."""
-        self._log = log
+    def start(self) -> None:
+        """The writer runs."""
         self._parts.start()
 
     def abandon(self) -> None:
@@ -75,23 +86,34 @@ class Pushes:
         self._parts.abandon()
 
     def push(self, push: Push, fetch_into: torch.Tensor | None) -> PushReply:
-        """See :class:`~distbelief.types.ParameterService`."""
+        """See :class:`~distbelief.services.ParameterService`."""
         if is_part(push, self._rules):
             return self._push_part(push, fetch_into)
         return self._push_whole(push, fetch_into, check_content(push, self._rules))
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:
-        """Marks items as never to be applied. For the writer."""
-        account = self._contents.account
-        for item in items:
-            if item not in account:
-                mark = partial(account.set_aside.__setitem__, item, reason)
-                joints = self._parts.settle(item, mark)
-                self._log.set_aside(item, reason)
-                self._gate.note(item)
-                for joint in joints:
-                    self._answer(joint, self._reply(PushStatus.SET_ASIDE))
-        self._log.flush()
+        """Marks items as never to be applied, a twin first. For the writer."""
+        account, log = self._contents.account, self.require_log()
+        new = tuple(item for item in dict.fromkeys(items) if item not in account)
+        if new:
+            self._mirror.mirror_set_aside(new, reason)
+        for item in new:
+            joints = self._parts.settle(item, partial(account.set_aside.__setitem__, item, reason))
+            log.set_aside(item, reason)
+            self._gate.note(item)
+            for joint in joints:
+                self._answer(joint, self._reply(PushStatus.SET_ASIDE))
+        log.flush()
+
+    def require_log(self) -> PushLog:
+        """The push log, of a shard that can apply pushes. For the writer."""
+        if self.log is None:
+            raise ValueError(f"shard {self._spec.index} has no push log yet")
+        return self.log
+
+    def follow(self, push: Push, stale: int | None) -> None:
+        """Applies what a primary has admitted, of the whole range. For the writer."""
+        self._apply(push, stale)
 
     # In the threads of callers
 
@@ -223,11 +245,18 @@ class Pushes:
 
     def _apply(self, push: Push, stale: int | None) -> list[Joint]:
         """Applies a push of the whole range; returns the joints of its item, now ended."""
-        contents, account = self._contents, self._contents.account
+        contents, account, injector = self._contents, self._contents.account, self._injector
+        log = self.require_log()
+        injector.at("before_apply")
+        if self._mirror.twin:
+            injector.at("before_mirror")
+            self._mirror.mirror(push, account.clock + 1, stale)
+            injector.at("after_mirror_before_apply")
         contents.apply(push)
         joints = self._parts.settle(push.item, lambda: account.add(push, stale))
         contents.average()
-        self._log.append(
+        injector.at("after_apply_before_log")
+        log.append(
             LogEntry(
                 item=push.item,
                 clock=account.clock,
@@ -239,6 +268,7 @@ class Pushes:
             )
         )
         self._gate.note(push.item)
+        injector.at("after_apply_before_answer")
         return joints
 
     def _reply(self, status: PushStatus, stale: int | None = None) -> PushReply:

@@ -7,6 +7,7 @@ Scripts and ``distbelief audit`` read it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -63,19 +64,48 @@ def incarnation_of(file_name: str) -> int:
 
 
 class PushLog:
-    """Appends entries to a log. One writer; entries reach the file at :meth:`flush`."""
+    """Appends entries to a log. One writer; entries reach the file at :meth:`flush`.
+
+    Those that the storage does not take, as when a disk is full, wait in this process: the shard
+    goes on. Only a snapshot, which rests on the log, cannot be taken meanwhile, and once there is
+    no more room for what waits (:data:`~distbelief.storage.contract.ROOM_NBYTES`), adding an entry
+    raises OSError.
+
+    Raises:
+        FileExistsError: there is such a log.
+        OSError: its header cannot be written; there is no log then.
+    """
 
     def __init__(self, storage: Storage, header: LogHeader) -> None:
-        self._file = storage.open_log(f"{FOLDER}/{header.file_name}", new=True)
-        self._file.write(json.dumps(asdict(header)) + "\n")
-        self._file.sync()
+        name = f"{FOLDER}/{header.file_name}"
+        self._storage, self._name = storage, name
+        self._file = storage.open_log(name, new=True)
+        try:
+            self._file.write(json.dumps(asdict(header)) + "\n")
+            self._file.sync()
+        except OSError:
+            # A log without its header would be taken for a damaged one.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                storage.remove(name)
+            raise
+
+    @property
+    def failure(self) -> str:
+        """Why entries wait, though they were to be handed on; empty once they have been."""
+        return self._file.failure
 
     def append(self, entry: LogEntry) -> None:
         """Adds one entry to the buffer."""
         self._file.write(json.dumps(asdict(entry)) + "\n")
 
     def sync(self) -> None:
-        """Returns when what was appended will survive a crash; any thread may call."""
+        """Returns when what was appended will survive a crash; any thread may call.
+
+        Raises:
+            OSError: it may not.
+        """
         self._file.sync()
 
     def set_aside(self, item: int, reason: str) -> None:
@@ -83,12 +113,22 @@ class PushLog:
         self._file.write(json.dumps({"set_aside": item, "reason": reason}) + "\n")
 
     def flush(self) -> None:
-        """Hands what was appended to the operating system."""
+        """Hands what was appended to the operating system, as far as it takes it."""
         self._file.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Writes what is left and closes the file; OSError if that cannot be written."""
         self._file.close()
+
+    def discard(self) -> None:
+        """Closes the log, of which nothing is to count, and removes its file.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with contextlib.suppress(OSError):  # what could not be written is not wanted
+            self._file.close()
+        self._storage.remove(self._name)
 
 
 @dataclass(frozen=True, slots=True)

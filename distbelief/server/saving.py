@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from distbelief.errors import ShardRefusedError
 from distbelief.server.pause import Capture
 from distbelief.server.pushlog import PushLog
 from distbelief.server.spec import ShardSpec
 from distbelief.server.statefile import digest, file_name, snapshot_folder
 from distbelief.types import ShardFile
+
+
+def sync(spec: ShardSpec, log: PushLog) -> None:
+    """Makes the push log durable, for what is to rest on it; raises as :func:`write`."""
+    with _refusing(spec):
+        log.sync()
 
 
 def write(spec: ShardSpec, log: PushLog, snapshot: int, capture: Capture) -> ShardFile:
@@ -17,12 +26,9 @@ def write(spec: ShardSpec, log: PushLog, snapshot: int, capture: Capture) -> Sha
         ShardRefusedError: one of them cannot be written.
     """
     name = file_name(spec.index, spec.n_shards)
-    try:
+    with _refusing(spec):
         log.sync()
         spec.storage.write(f"{snapshot_folder(snapshot)}/{name}", capture.content)
-    except OSError as error:
-        detail = f"cannot write to {spec.storage.url}: {error.strerror or error}"
-        raise ShardRefusedError(spec.index, "cannot_save", detail) from error
     return ShardFile(
         name=name,
         nbytes=len(capture.content),
@@ -31,3 +37,12 @@ def write(spec: ShardSpec, log: PushLog, snapshot: int, capture: Capture) -> Sha
         state=capture.state,
         paused_s=capture.paused_s,
     )
+
+
+@contextmanager
+def _refusing(spec: ShardSpec) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        detail = f"cannot write to {spec.storage.url}: {error.strerror or error}"
+        raise ShardRefusedError(spec.index, "cannot_save", detail) from error

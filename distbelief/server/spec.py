@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distbelief.config import AveragingConfig, OptimizerConfig
+from distbelief.faults.points import Fault
 from distbelief.layout import Segment
 from distbelief.server.restore import Restore
 from distbelief.storage import Storage
@@ -31,6 +32,8 @@ class ShardSpec:
         averaging: The Polyak average.
         storage: The run's folder: the push log goes there, and snapshots.
         restore: Where the state comes from; without it the shard waits for initial values.
+        faults: Faults to be injected, for tests.
+        twin: It follows another shard of the same range, and serves nobody until it is promoted.
     """
 
     index: int
@@ -48,6 +51,8 @@ class ShardSpec:
     storage: Storage
     parts_wait_s: float = 30.0
     restore: Restore | None = None
+    faults: tuple[Fault, ...] = ()
+    twin: bool = False
 
     @property
     def size(self) -> int:

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
+from distbelief.errors import (
+    ProcessLostError,
+    ShardRefusedError,
+    TransportError,
+    as_distbelief_error,
+)
+from distbelief.faults.points import InjectedError
 
 T = TypeVar("T")
 
@@ -74,12 +80,11 @@ class Writer:
 
         Raises:
             TransportError: there was no room; the same call again is harmless.
-            ShardRefusedError: the work raised it, having changed nothing.
+            ShardRefusedError: the work raised it, or TransportError, having changed nothing.
             ProcessLostError: the writer does not run, or this or an earlier task has failed.
         """
         task = _Task(work)
-        if self._ended.is_set():
-            raise self._lost()
+        self.check()
         try:
             self._tasks.put(task, timeout=self._busy_after_s)
         except queue.Full as error:
@@ -89,6 +94,11 @@ class Writer:
             self._fail_the_rest()
         return task.result.result()
 
+    def check(self) -> None:
+        """Raises ProcessLostError if no task would be done."""
+        if self._ended.is_set():
+            raise self._lost()
+
     def _lost(self) -> ProcessLostError:
         return ProcessLostError(f"shard {self._shard}", self.failure or "it does not run")
 
@@ -96,11 +106,12 @@ class Writer:
         while (task := self._tasks.get()) is not None:
             try:
                 task.result.set_result(task.work())
-            except ShardRefusedError as refusal:
+            except (ShardRefusedError, TransportError) as refusal:
                 task.result.set_exception(refusal)
-            except Exception as error:
-                # State may be half changed: nobody gets an answer from it any more.
-                self.failure = repr(error)
+            except BaseException as error:
+                # State may be half changed: nobody gets an answer from it any more. Whatever ends
+                # this thread ends the shard, and nobody may wait for it in vain.
+                self.failure = _cause(error)
                 lost = self._lost()
                 lost.__cause__ = error
                 task.result.set_exception(lost)
@@ -117,3 +128,15 @@ class Writer:
                 return
             if task is not None:
                 task.result.set_exception(self._lost())
+
+
+def _cause(error: BaseException) -> str:
+    """Why the shard is lost, for people."""
+    if isinstance(error, ProcessLostError):
+        return error.cause
+    if isinstance(error, InjectedError):
+        return f"it died at {error}"
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        return f"its push log cannot be written: {reason}; make room in the run's folder"
+    return str(as_distbelief_error(error))

@@ -7,24 +7,48 @@ from typing import Protocol
 Part = bytes | bytearray | memoryview
 """A piece of a file's contents."""
 
+ROOM_NBYTES = 64 << 20
+"""So much of a log waits in the process for a storage that takes nothing, and no more."""
+
 
 class Log(Protocol):
-    """A file that grows by whole lines. Thread-safe."""
+    """A file that grows by whole lines. Thread-safe.
+
+    Lines that the storage does not take, as when a disk is full, wait in this process and are tried
+    again with the next ones, in their order and each once: who writes them is not who can mend it.
+    """
+
+    @property
+    def failure(self) -> str:
+        """Why lines wait, though they were to be handed on; empty once they have been."""
+        ...
 
     def write(self, text: str) -> None:
-        """Adds lines; they may wait in this process."""
+        """Adds lines; they may wait in this process.
+
+        Raises:
+            OSError: so much waits already that there is no room for them; they are not added.
+        """
         ...
 
     def flush(self) -> None:
-        """Hands on what waits, as far as the storage takes small pieces."""
+        """Hands on what waits, as far as the storage takes small pieces; see :attr:`failure`."""
         ...
 
     def sync(self) -> None:
-        """Returns when all lines will survive a crash of the machine."""
+        """Returns when all lines will survive a crash of the machine.
+
+        Raises:
+            OSError: they may not; those that wait go on waiting.
+        """
         ...
 
     def close(self) -> None:
-        """Writes what is left and closes the log."""
+        """Writes what is left and closes the log.
+
+        Raises:
+            OSError: what was left is lost.
+        """
         ...
 
 

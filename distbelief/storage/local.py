@@ -8,7 +8,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from distbelief.storage.contract import Log, Part
+from distbelief.storage.contract import ROOM_NBYTES, Log, Part
+
+AT_ONCE_NBYTES = 1 << 16
+"""Lines of a log are handed to the system when there are so many, asked for or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +89,84 @@ class LocalStorage:
 
 
 class _LocalLog:
-    """A file in append mode."""
+    """A file that is appended to.
+
+    What the system takes only a part of goes on where that ended: a line is neither written twice
+    nor left half.
+    """
 
     def __init__(self, path: Path, *, new: bool) -> None:
         if not new and path.exists():
             _cut_torn_line(path)
-        self._file = path.open("x" if new else "a", encoding="utf-8")
-        _sync_folder(path.parent)
+        self._file = path.open("xb" if new else "ab", buffering=0)
+        try:
+            _sync_folder(path.parent)
+        except BaseException:
+            self._file.close()
+            if new:  # an empty log is none, and whoever tries again would find its name taken
+                path.unlink(missing_ok=True)
+            raise
+        self._waiting = bytearray()
+        self._error: OSError | None = None
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
         """Apart from the other: nobody who writes waits for the disk."""
 
+    @property
+    def failure(self) -> str:
+        error = self._error
+        return "" if error is None else str(error.strerror or error)
+
     def write(self, text: str) -> None:
+        lines = text.encode()
         with self._lock:
-            self._file.write(text)
+            self._require_open()
+            if len(self._waiting) + len(lines) > ROOM_NBYTES:
+                self._hand_on()
+                self._require_handed_on()
+            self._waiting += lines
+            if len(self._waiting) >= AT_ONCE_NBYTES and self._error is None:
+                self._hand_on()
 
     def flush(self) -> None:
         with self._lock:
-            self._file.flush()
+            self._require_open()
+            self._hand_on()
 
     def sync(self) -> None:
         with self._syncing:
-            self.flush()
+            with self._lock:
+                self._require_open()
+                self._hand_on()
+                self._require_handed_on()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with self._syncing, self._lock:
+            if self._file.closed:
+                return
+            self._hand_on()
             self._file.close()
+            self._require_handed_on()
+
+    def _hand_on(self) -> None:
+        try:
+            while self._waiting:
+                with memoryview(self._waiting) as lines:
+                    taken = self._file.write(lines)
+                del self._waiting[:taken]
+        except OSError as error:
+            self._error = error
+        else:
+            self._error = None
+
+    def _require_handed_on(self) -> None:
+        if self._error is not None:
+            raise OSError(self._error.errno, self.failure) from self._error
+
+    def _require_open(self) -> None:
+        if self._file.closed:
+            raise ValueError("the log has been closed")
 
 
 def _cut_torn_line(path: Path) -> None:

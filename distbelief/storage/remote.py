@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import threading
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fsspec.core import url_to_fs
 
-from distbelief.storage.contract import Log, Part
+from distbelief.storage.contract import ROOM_NBYTES, Log, Part
 
 SEGMENT_S = 30.0
 """A remote log's lines wait so long for others, to become one object together."""
@@ -150,6 +151,8 @@ class _RemoteLog:
         self._name = name
         self._next = first
         self._waiting: list[str] = []
+        self._n_waiting = 0
+        self._failure = ""
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         """Apart from the other: nobody who adds lines waits for the network."""
@@ -157,9 +160,16 @@ class _RemoteLog:
         self._thread = threading.Thread(target=self._run, name=f"log-{name}", daemon=True)
         self._thread.start()
 
+    @property
+    def failure(self) -> str:
+        return self._failure
+
     def write(self, text: str) -> None:
         with self._lock:
+            if self._n_waiting + len(text) > ROOM_NBYTES:
+                raise OSError(errno.ENOBUFS, self._failure or "the storage takes too little")
             self._waiting.append(text)
+            self._n_waiting += len(text)
 
     def flush(self) -> None:
         """The thread does, when it is time."""
@@ -169,11 +179,18 @@ class _RemoteLog:
             with self._lock:
                 n_lines = len(self._waiting)
                 text = "".join(self._waiting)
-            if n_lines:
+            if not n_lines:
+                return
+            try:
                 self._storage.write(f"{self._name}.{self._next:06d}", text.encode())
-                self._next += 1
-                with self._lock:
-                    del self._waiting[:n_lines]
+            except OSError as error:
+                self._failure = str(error.strerror or error)
+                raise
+            self._next += 1
+            self._failure = ""
+            with self._lock:
+                del self._waiting[:n_lines]
+                self._n_waiting -= len(text)
 
     def close(self) -> None:
         self._closed.set()

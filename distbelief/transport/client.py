@@ -15,8 +15,11 @@ from distbelief.errors import ShardRefusedError, TransportError
 from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
-from distbelief.transport.service import MAX_MESSAGE_NBYTES, REASON_KEY, SERVICE, authorization
+from distbelief.transport.guard import authorization
+from distbelief.transport.security import Tls, open_channel
+from distbelief.transport.service import MAX_MESSAGE_NBYTES, REASON_KEY, SERVICE
 from distbelief.transport.traffic import SENDER_KEY, sender_name
+from distbelief.transport.twin_client import TwinCalls
 from distbelief.types import (
     Intervals,
     Push,
@@ -44,23 +47,33 @@ FINAL_CODES = frozenset(
 
 
 class ShardClient:
-    """Satisfies :class:`~distbelief.types.ShardService` over one gRPC channel.
+    """A :class:`~distbelief.services.ShardService` and a ``TwinService`` over one gRPC channel.
 
     Every call has ``timeout_s`` as its deadline. Thread-safe; close it, or use it as a context
-    manager. With a ``sender`` the shard's account has this client's traffic under that name.
+    manager. With a ``sender`` the shard's account has this client's traffic under that name; with
+    ``tls`` both sides show certificates.
     """
 
     def __init__(
-        self, shard: int, endpoint: str, token: str, *, timeout_s: float = 60.0, sender: str = ""
+        self,
+        shard: int,
+        endpoint: str,
+        token: str,
+        *,
+        timeout_s: float = 60.0,
+        sender: str = "",
+        tls: Tls | None = None,
     ) -> None:
         self.shard = shard
         self.endpoint = endpoint
         self._timeout_s = timeout_s
+        self._closed = False
         self._metadata = authorization(token)
         if sender:
             self._metadata += ((SENDER_KEY, sender_name(sender)),)
-        self._channel = grpc.insecure_channel(
+        self._channel = open_channel(
             endpoint,
+            tls,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
                 ("grpc.enable_http_proxy", 0),
@@ -80,6 +93,7 @@ class ShardClient:
         self._state: Call = channel.unary_unary(f"{name}State", encode, pb.StateReply.FromString)
         self._pause: Call = channel.unary_unary(f"{name}Pause", encode, pb.StateReply.FromString)
         self._save: Call = channel.unary_unary(f"{name}Save", encode, pb.SaveReply.FromString)
+        self._twins = TwinCalls(channel, self._metadata, timeout_s)
         self._health: Call = channel.unary_unary(f"{name}Health", encode, pb.HealthReply.FromString)
 
     def __enter__(self) -> ShardClient:
@@ -95,6 +109,7 @@ class ShardClient:
 
     def close(self) -> None:
         """Ends the channel; calls under way fail."""
+        self._closed = True
         self._channel.close()
 
     def fetch(
@@ -105,7 +120,7 @@ class ShardClient:
         weights: Weights = Weights.LATEST,
         unless: Version | None = None,
     ) -> Version:
-        """See :class:`~distbelief.types.ParameterService`."""
+        """See :class:`~distbelief.services.ParameterService`."""
         with self._errors():
             request = records.fetch_to_wire(weights, unless, begin, out.numel())
             replies = self._fetch(request, timeout=self._timeout_s, metadata=self._metadata)
@@ -114,7 +129,7 @@ class ShardClient:
             return records.version_from_wire(fetched.version)
 
     def push(self, push: Push, *, fetch_into: torch.Tensor | None = None) -> PushReply:
-        """See :class:`~distbelief.types.ParameterService`."""
+        """See :class:`~distbelief.services.ParameterService`."""
 
         def parts() -> Iterator[Message | Chunk]:
             header = records.push_to_wire(push, fetch=fetch_into is not None)
@@ -128,7 +143,7 @@ class ShardClient:
             return records.reply_from_wire(result)
 
     def load(self, values: torch.Tensor) -> None:
-        """See :class:`~distbelief.types.ShardService`."""
+        """See :class:`~distbelief.services.ShardService`."""
 
         def parts() -> Iterator[Message | Chunk]:
             yield pb.LoadRequest(header=pb.LoadHeader(n_elements=values.numel()))
@@ -138,7 +153,7 @@ class ShardClient:
             self._load(parts(), timeout=self._timeout_s, metadata=self._metadata)
 
     def set_aside(self, items: tuple[int, ...], reason: str) -> None:
-        """See :class:`~distbelief.types.ShardService`."""
+        """See :class:`~distbelief.services.ShardService`."""
         with self._errors():
             self._set_aside(
                 pb.SetAsideRequest(items=items, reason=reason),
@@ -147,14 +162,14 @@ class ShardClient:
             )
 
     def state(self) -> ShardState:
-        """See :class:`~distbelief.types.ShardService`."""
+        """See :class:`~distbelief.services.ShardService`."""
         with self._errors():
             return records.state_from_wire(
                 self._state(pb.StateRequest(), timeout=self._timeout_s, metadata=self._metadata)
             )
 
     def pause(self, seconds: float) -> ShardState:
-        """See :class:`~distbelief.types.ShardService`."""
+        """See :class:`~distbelief.services.ShardService`."""
         with self._errors():
             return records.state_from_wire(
                 self._pause(
@@ -165,13 +180,43 @@ class ShardClient:
             )
 
     def save(self, snapshot: int, items: Intervals, seconds: float) -> ShardFile:
-        """See :class:`~distbelief.types.ShardService`; writing may take long."""
+        """See :class:`~distbelief.services.ShardService`; writing may take long."""
         with self._errors():
             request = records.save_to_wire(snapshot, items, seconds)
             timeout_s = SAVE_S + seconds
             return records.file_from_wire(
                 self._save(request, timeout=timeout_s, metadata=self._metadata)
             )
+
+    def feed_twin(self, address: str) -> Version:
+        """See :class:`~distbelief.services.ShardService`; handing over may take long."""
+        with self._errors():
+            return self._twins.feed(address)
+
+    def release_twin(self) -> None:
+        """See :class:`~distbelief.services.ShardService`."""
+        with self._errors():
+            self._twins.release()
+
+    def promote(self) -> ShardState:
+        """See :class:`~distbelief.services.ShardService`."""
+        with self._errors():
+            return self._twins.promote()
+
+    def adopt(self, state: bytes | bytearray, source: Version) -> int:
+        """See :class:`~distbelief.services.TwinService`; may take long."""
+        with self._errors():
+            return self._twins.adopt(state, source)
+
+    def mirror(self, push: Push, *, clock: int, staleness: int | None) -> None:
+        """See :class:`~distbelief.services.TwinService`."""
+        with self._errors():
+            self._twins.mirror(push, clock, staleness)
+
+    def mirror_set_aside(self, items: tuple[int, ...], reason: str) -> None:
+        """See :class:`~distbelief.services.TwinService`."""
+        with self._errors():
+            self._twins.set_aside(items, reason)
 
     def healthy(self) -> bool:
         """Whether the shard answers and has its initial values."""
@@ -194,6 +239,10 @@ class ShardClient:
             raise TransportError(self.shard, code.name, f"{self.endpoint}: {detail}") from error
         except (MalformedError, DecodeError) as error:
             raise TransportError(self.shard, "MALFORMED", str(error)) from error
+        except ValueError as error:  # gRPC's word for a channel that was closed in the meantime
+            if not self._closed:
+                raise
+            raise TransportError(self.shard, "CLOSED", "it has been given up") from error
 
 
 def _first(replies: Iterator[Any], field: str) -> pb.VectorReply:

@@ -1,9 +1,10 @@
 """The messages' bytes, with the large ``bytes`` field written and read without protobuf's copies.
 
-``PushRequest``, ``LoadRequest`` and ``VectorReply`` have in common that their field 2 is a Chunk. A
-chunk is put on the wire with one copy, into the message, and taken from it with one copy, into the
-destination. What is not a chunk goes through the generated classes. On the wire it is plain
-protobuf; the tests hold this module against the generated classes in both directions.
+``PushRequest``, ``MirrorRequest``, ``LoadRequest``, ``AdoptRequest`` and ``VectorReply`` have in
+common that their field 2 is a Chunk. A chunk is put on the wire with one copy, into the message,
+and taken from it with one copy, into the destination. What is not a chunk goes through the
+generated classes. On the wire it is plain protobuf; the tests hold this module against the
+generated classes in both directions.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from google.protobuf.message import Message
 
 CHUNK_NBYTES = 1 << 20
+MAX_HEADER_NBYTES = 256 << 10
+"""Of a message that is no chunk: decoded, its numbers take several times as much memory."""
 
 _CHUNK_FIELD = 2
-_CHUNK_TAG = 0x12  # that field, length-delimited, in all three messages
+_CHUNK_TAG = 0x12  # that field, length-delimited, in all of them
 _OFFSET_TAG = 0x08  # Chunk.offset: field 1, varint
 _DATA_TAG = 0x12  # Chunk.data: field 2, length-delimited
 _VARINT, _LENGTH_DELIMITED = 0, 2
@@ -42,7 +45,11 @@ class Chunk:
 
 def chunks(vector: torch.Tensor) -> Iterator[Chunk]:
     """A contiguous float32 vector in chunks that share its memory."""
-    data = vector.numpy().view(np.uint8).data
+    return byte_chunks(vector.numpy().view(np.uint8).data)
+
+
+def byte_chunks(data: memoryview) -> Iterator[Chunk]:
+    """Bytes, a multiple of 4 of them, as if they were a vector's; the chunks share their memory."""
     for begin in range(0, len(data), CHUNK_NBYTES):
         yield Chunk(begin // 4, data[begin : begin + CHUNK_NBYTES])
 
@@ -72,7 +79,7 @@ def receive(parts: Iterable[Message | Chunk], out: torch.Tensor) -> None:
 
 
 def encode(part: Message | Chunk) -> bytes:
-    """The bytes of a message, or of one of the three messages with this chunk in it."""
+    """The bytes of a message, or of any that has chunks with this one in it."""
     if not isinstance(part, Chunk):
         return part.SerializeToString()
     inner = bytearray()
@@ -92,6 +99,8 @@ def decoder(kind: type[M]) -> Callable[[bytes], M | Chunk]:
     def decode(message: bytes) -> M | Chunk:
         if message and message[0] == _CHUNK_TAG:
             return _read_chunk(memoryview(message))
+        if len(message) > MAX_HEADER_NBYTES:
+            raise MalformedError(f"a header of {len(message)} bytes")
         return kind.FromString(message)
 
     return decode

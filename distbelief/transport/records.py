@@ -21,6 +21,12 @@ from distbelief.types import (
     Weights,
 )
 
+MAX_TEXT_LENGTH = 1024
+"""Of what a caller says in words, in characters."""
+
+MAX_PAUSE_S = 1800.0
+"""So long pushes are held back at most."""
+
 _STATUS = {
     PushStatus.APPLIED: pb.PUSH_STATUS_APPLIED,
     PushStatus.ALREADY_APPLIED: pb.PUSH_STATUS_ALREADY_APPLIED,
@@ -97,6 +103,8 @@ def push_to_wire(push: Push, *, fetch: bool) -> pb.PushHeader:
 
 def push_from_wire(header: pb.PushHeader, gradient: torch.Tensor) -> Push:
     """A push, with the gradient that was received for it."""
+    if len(header.layout) > MAX_TEXT_LENGTH:
+        raise MalformedError(f"a fingerprint of {len(header.layout)} characters")
     return Push(
         item=header.item,
         lease=header.lease,
@@ -110,6 +118,19 @@ def push_from_wire(header: pb.PushHeader, gradient: torch.Tensor) -> Push:
         layout=header.layout,
         gradient=gradient,
     )
+
+
+def mirror_to_wire(push: Push, clock: int, staleness: int | None) -> pb.MirrorHeader:
+    """A push for a twin, without its gradient."""
+    return pb.MirrorHeader(push=push_to_wire(push, fetch=False), clock=clock, staleness=staleness)
+
+
+def mirror_from_wire(
+    header: pb.MirrorHeader, gradient: torch.Tensor
+) -> tuple[Push, int, int | None]:
+    """A push for a twin, with the gradient that was received for it; clock and staleness."""
+    staleness = header.staleness if header.HasField("staleness") else None
+    return push_from_wire(header.push, gradient), header.clock, staleness
 
 
 def reply_to_wire(reply: PushReply, n_elements: int) -> pb.PushResult:
@@ -157,6 +178,9 @@ def state_to_wire(state: ShardState) -> pb.StateReply:
         nbytes_received=state.nbytes_received,
         nbytes_sent=state.nbytes_sent,
         traffic=state.traffic,
+        twin=state.twin,
+        follows=state.follows,
+        trouble=state.trouble,
     )
 
 
@@ -180,6 +204,9 @@ def state_from_wire(reply: pb.StateReply) -> ShardState:
         nbytes_received=reply.nbytes_received,
         nbytes_sent=reply.nbytes_sent,
         traffic=dict(reply.traffic),
+        twin=reply.twin,
+        follows=reply.follows,
+        trouble=reply.trouble,
     )
 
 
@@ -193,8 +220,28 @@ def save_to_wire(snapshot: int, items: Intervals, seconds: float) -> pb.SaveRequ
 
 
 def save_from_wire(request: pb.SaveRequest) -> tuple[int, Intervals, float]:
-    """What a request to save asks for."""
-    return request.snapshot, tuple((i.begin, i.end) for i in request.items), request.seconds
+    """What a request to save asks for; MalformedError if its items are no set, or endless."""
+    items = tuple((i.begin, i.end) for i in request.items)
+    last = -1
+    for begin, end in items:
+        if not last < begin < end:
+            raise MalformedError(f"[{begin}, {end}) after an interval that ends at {last}")
+        last = end
+    return request.snapshot, items, seconds_from_wire(request.seconds)
+
+
+def seconds_from_wire(seconds: float) -> float:
+    """A time to hold pushes back for."""
+    if not 0.0 <= seconds <= MAX_PAUSE_S:
+        raise MalformedError(f"a pause of {seconds} s; it may last {MAX_PAUSE_S:g} s")
+    return seconds
+
+
+def reason_from_wire(reason: str) -> str:
+    """Why items are set aside; a shard's account repeats it for each of them."""
+    if len(reason) > MAX_TEXT_LENGTH:
+        raise MalformedError(f"a reason of {len(reason)} characters")
+    return reason
 
 
 def file_to_wire(file: ShardFile) -> pb.SaveReply:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -18,47 +18,24 @@ from google.protobuf.message import DecodeError, Message
 from distbelief.errors import ProcessLostError, ShardRefusedError, TransportError
 from distbelief.transport import records
 from distbelief.transport._generated import parameter_server_pb2 as pb
+from distbelief.transport.buffers import BufferPool
 from distbelief.transport.codec import Chunk, MalformedError, chunks, decoder, encode, receive
+from distbelief.transport.guard import Behaviour, Guard
+from distbelief.transport.security import UNCOMPRESSED, Tls, bind
 from distbelief.transport.traffic import SENDER_KEY, Traffic
-from distbelief.types import ShardService
+from distbelief.transport.twin_service import ServedShard, TwinHandlers
 
 SERVICE = "distbelief.v1.ParameterServer"
 MAX_MESSAGE_NBYTES = 4 << 20
 MAX_ELEMENTS = 1 << 40
 REASON_KEY = "distbelief-reason"
 STOP_GRACE_S = 2.0
+FREE_THREADS = 4
+"""For calls that wait for nobody: they are answered though all others wait for the shard."""
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 Part = Message | Chunk
-Handler = Callable[[Any, grpc.ServicerContext], Any]
-
-
-def authorization(token: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that every call must carry."""
-    return (("authorization", f"Bearer {token}"),)
-
-
-class BufferPool:
-    """Float32 vectors of one size, kept after use so that their pages stay mapped. Thread-safe."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._free: list[torch.Tensor] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def lend(self) -> Iterator[torch.Tensor]:
-        """A vector of undefined contents, for the time of the block."""
-        with self._lock:
-            buffer = self._free.pop() if self._free else None
-        if buffer is None:
-            buffer = torch.empty(self._size)
-        try:
-            yield buffer
-        finally:
-            with self._lock:
-                self._free.append(buffer)
 
 
 class ShardServer:
@@ -66,35 +43,51 @@ class ShardServer:
 
     ``n_clients`` may each have a push and a fetch under way: of a replica each of its stages, and
     each range that it pushes for itself, counts, since the push of a part waits for the others.
+    With ``tls`` both sides show certificates, and nobody else can read along.
+
+    ``fence`` raises ProcessLostError once the shard has been given up: it is asked before a call's
+    work and again before its answer, though not for the shard's account. Whoever calls is told that
+    there was no answer.
     """
 
     def __init__(
         self,
-        shard: ShardService,
+        shard: ServedShard,
         *,
         size: int,
         token: str,
         n_clients: int,
         host: str = "127.0.0.1",
         port: int = 0,
+        tls: Tls | None = None,
+        fence: Callable[[], None] | None = None,
     ) -> None:
         self._shard = shard
         self._size = size
-        self._authorization = authorization(token)[0][1]
         self._begin: int | None = None
         self._buffers = BufferPool(size)
         self._traffic = Traffic()
-        # Handlers wait for the shard's writer: each client may have a push and a fetch under way.
-        self._pool = ThreadPoolExecutor(2 * n_clients + 8, thread_name_prefix="shard-rpc")
+        self._fence = fence or _no_fence
+        self._twins = TwinHandlers(shard, size, self._buffers, self._count)
+        # Handlers wait for the shard's writer: each client may have a push and a fetch under way,
+        # and those who keep the run have calls of their own.
+        n_waiting = 2 * n_clients + 16
+        self._waiting = threading.BoundedSemaphore(n_waiting)
+        n_threads = n_waiting + FREE_THREADS
+        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="shard-rpc")
         self._server = grpc.server(
             self._pool,
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
+                ("grpc.max_concurrent_streams", 2 * n_threads),  # of one connection
+                UNCOMPRESSED,
             ],
+            maximum_concurrent_rpcs=2 * n_threads,
         )
-        self._server.add_generic_rpc_handlers([self._handlers()])
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        guard = Guard(self._handlers(), token, _errors_as_status)
+        self._server.add_generic_rpc_handlers([guard])
+        bound = bind(self._server, f"{host}:{port}", tls)
         self.endpoint = f"{host}:{bound}"
 
     def __enter__(self) -> ShardServer:
@@ -119,31 +112,64 @@ class ShardServer:
             grpc.unary_stream_rpc_method_handler,
             grpc.stream_unary_rpc_method_handler,
         )
-        guard = self._guarded
+        one, many, twins = self._answering, self._streaming, self._twins
+        told, free = partial(one, fenced=False), partial(one, fenced=False, waits=False)
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Fetch": fetch_kind(guard(self._fetch), pb.FetchRequest.FromString, encode),
-                "Push": streaming(guard(self._push), decoder(pb.PushRequest), encode),
-                "Load": load_kind(guard(self._load), decoder(pb.LoadRequest), encode),
-                "SetAside": unary(guard(self._set_aside), pb.SetAsideRequest.FromString, encode),
-                "State": unary(guard(self._state), pb.StateRequest.FromString, encode),
-                "Pause": unary(guard(self._pause), pb.PauseRequest.FromString, encode),
-                "Save": unary(guard(self._save), pb.SaveRequest.FromString, encode),
-                "Health": unary(guard(self._health), pb.HealthRequest.FromString, encode),
+                "Fetch": fetch_kind(many(self._fetch), pb.FetchRequest.FromString, encode),
+                "Push": streaming(many(self._push), decoder(pb.PushRequest), encode),
+                "Load": load_kind(one(self._load), decoder(pb.LoadRequest), encode),
+                "SetAside": unary(one(self._set_aside), pb.SetAsideRequest.FromString, encode),
+                "State": unary(told(self._state), pb.StateRequest.FromString, encode),
+                "Pause": unary(one(self._pause), pb.PauseRequest.FromString, encode),
+                "Save": unary(one(self._save), pb.SaveRequest.FromString, encode),
+                "Health": unary(told(self._health), pb.HealthRequest.FromString, encode),
+                "FeedTwin": unary(one(twins.feed), pb.FeedTwinRequest.FromString, encode),
+                "ReleaseTwin": unary(free(twins.release), pb.ReleaseTwinRequest.FromString, encode),
+                "Promote": unary(one(twins.promote), pb.PromoteRequest.FromString, encode),
+                "Adopt": load_kind(one(twins.adopt), decoder(pb.AdoptRequest), encode),
+                "Mirror": load_kind(one(twins.mirror), decoder(pb.MirrorRequest), encode),
+                "MirrorSetAside": unary(
+                    one(twins.set_aside), pb.SetAsideRequest.FromString, encode
+                ),
             },
         )
 
-    def _guarded(self, behaviour: Handler) -> Handler:
+    def _answering(
+        self, behaviour: Behaviour, *, fenced: bool = True, waits: bool = True
+    ) -> Behaviour:
+        """A handler that gives one answer."""
+        fence = self._fence if fenced else _no_fence
+
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            given = dict(context.invocation_metadata()).get("authorization", "")
-            if not hmac.compare_digest(str(given).encode(), self._authorization.encode()):
-                context.abort(
-                    grpc.StatusCode.UNAUTHENTICATED, "the run's token is missing or wrong"
-                )
-            return behaviour(request, context)
+            with self._place(context) if waits else nullcontext(), _errors_as_status(context):
+                fence()
+                reply = behaviour(request, context)
+                fence()
+                return reply
 
         return call
+
+    def _streaming(self, behaviour: Behaviour) -> Behaviour:
+        """A handler that answers with a stream."""
+
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._place(context), _errors_as_status(context):
+                self._fence()
+                yield from behaviour(request, context)
+
+        return call
+
+    @contextmanager
+    def _place(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """One of the threads that may wait."""
+        if not self._waiting.acquire(blocking=False):
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls wait for it")
+        try:
+            yield
+        finally:
+            self._waiting.release()
 
     def _fetch(self, request: pb.FetchRequest, context: grpc.ServicerContext) -> Iterator[Part]:
         with self._buffers.lend() as buffer, _errors_as_status(context):
@@ -178,6 +204,7 @@ class ShardServer:
                 self._count(context, n_elements)
                 push = records.push_from_wire(header, gradient)
                 reply = self._shard.push(push, fetch_into=out if header.fetch else None)
+                self._fence()
                 n = n_elements if reply.fetched else 0
                 yield pb.VectorReply(pushed=records.reply_to_wire(reply, n))
                 if n:
@@ -213,7 +240,7 @@ class ShardServer:
         self, request: pb.SetAsideRequest, context: grpc.ServicerContext
     ) -> pb.SetAsideReply:
         with _errors_as_status(context):
-            self._shard.set_aside(tuple(request.items), request.reason)
+            self._shard.set_aside(tuple(request.items), records.reason_from_wire(request.reason))
         return pb.SetAsideReply()
 
     def _state(self, request: pb.StateRequest, context: grpc.ServicerContext) -> pb.StateReply:
@@ -223,7 +250,7 @@ class ShardServer:
 
     def _pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.StateReply:
         with _errors_as_status(context):
-            state = self._shard.pause(request.seconds)
+            state = self._shard.pause(records.seconds_from_wire(request.seconds))
         return records.state_to_wire(state)
 
     def _save(self, request: pb.SaveRequest, context: grpc.ServicerContext) -> pb.SaveReply:
@@ -234,9 +261,12 @@ class ShardServer:
     def _health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReply:
         with _errors_as_status(context):
             state = self._shard.state()
-        return pb.HealthReply(
-            serving=state.loaded, shard=state.shard, incarnation=state.incarnation
-        )
+        serving = state.loaded and not state.follows
+        return pb.HealthReply(serving=serving, shard=state.shard, incarnation=state.incarnation)
+
+
+def _no_fence() -> None:
+    """Nobody gives the shard up."""
 
 
 @contextmanager

@@ -170,7 +170,7 @@ class Interval(_message.Message):
     def __init__(self, begin: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class StateReply(_message.Message):
-    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped", "queued", "nbytes_received", "nbytes_sent", "traffic")
+    __slots__ = ("shard", "incarnation", "begin", "end", "loaded", "clock", "examples", "applied", "set_aside", "repeated_pushes", "refused", "staleness", "skipped", "queued", "nbytes_received", "nbytes_sent", "traffic", "twin", "follows", "trouble")
     class SetAsideEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +216,9 @@ class StateReply(_message.Message):
     NBYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     NBYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    TWIN_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     shard: int
     incarnation: int
     begin: int
@@ -233,7 +236,10 @@ class StateReply(_message.Message):
     nbytes_received: int
     nbytes_sent: int
     traffic: _containers.ScalarMap[str, int]
-    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ..., queued: _Optional[int] = ..., nbytes_received: _Optional[int] = ..., nbytes_sent: _Optional[int] = ..., traffic: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    twin: int
+    follows: int
+    trouble: str
+    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., loaded: _Optional[bool] = ..., clock: _Optional[int] = ..., examples: _Optional[int] = ..., applied: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., set_aside: _Optional[_Mapping[int, str]] = ..., repeated_pushes: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., skipped: _Optional[int] = ..., queued: _Optional[int] = ..., nbytes_received: _Optional[int] = ..., nbytes_sent: _Optional[int] = ..., traffic: _Optional[_Mapping[str, int]] = ..., twin: _Optional[int] = ..., follows: _Optional[int] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class PauseRequest(_message.Message):
     __slots__ = ("seconds",)
@@ -280,3 +286,71 @@ class HealthReply(_message.Message):
     shard: int
     incarnation: int
     def __init__(self, serving: _Optional[bool] = ..., shard: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class FeedTwinRequest(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class FeedTwinReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class ReleaseTwinRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReleaseTwinReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PromoteRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AdoptHeader(_message.Message):
+    __slots__ = ("source", "nbytes")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    source: Version
+    nbytes: int
+    def __init__(self, source: _Optional[_Union[Version, _Mapping]] = ..., nbytes: _Optional[int] = ...) -> None: ...
+
+class AdoptRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: AdoptHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[AdoptHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class AdoptReply(_message.Message):
+    __slots__ = ("incarnation",)
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class MirrorHeader(_message.Message):
+    __slots__ = ("push", "clock", "staleness")
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    push: PushHeader
+    clock: int
+    staleness: int
+    def __init__(self, push: _Optional[_Union[PushHeader, _Mapping]] = ..., clock: _Optional[int] = ..., staleness: _Optional[int] = ...) -> None: ...
+
+class MirrorRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: MirrorHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[MirrorHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class MirrorReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbelief.server.account import (
+    MAX_MISSING,
     STALENESS_SMOOTHING,
     Account,
     accounted,
@@ -191,3 +192,11 @@ def test_merging_leaves_the_accounts_as_they_were() -> None:
     found.applied.add(9)
     found.set_aside[7] = "why"
     assert [account.to_dict() for account in accounts] == before
+
+
+def test_what_no_snapshot_could_wait_for_is_not_counted_out() -> None:
+    account = Account(applied=ItemSet(((0, 10),)))
+    assert account.missing(((0, 10 + MAX_MISSING),)) == set(range(10, 10 + MAX_MISSING))
+    for end in (11 + MAX_MISSING, 2**63, 2**64 - 1):
+        with pytest.raises(OverflowError, match=f"{end - 10} items are missing"):
+            account.missing(((0, end),))

@@ -5,12 +5,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distbelief.errors import DataError
+from distbelief.faults.files import FULL, FaultyStorage, FileFault
 from distbelief.server.pushlog import (
     LogEntry,
     LogHeader,
@@ -160,6 +162,36 @@ def test_the_header_is_there_at_once_and_entries_after_a_flush(tmp_path: Path) -
 )
 def test_the_incarnation_is_in_the_name(name: str, incarnation: int) -> None:
     assert incarnation_of(name) == incarnation
+
+
+def test_entries_wait_for_a_disk_that_has_no_room(storage: Storage) -> None:
+    faulty = FaultyStorage(storage)
+    log = PushLog(faulty, HEADER)
+    log.append(entry(0, 1))
+    log.sync()
+    faulty.change([FULL])
+    log.append(entry(1, 2))
+    log.flush()
+    assert log.failure == "No space left on device"
+    log.set_aside(7, "norm")
+    with pytest.raises(OSError, match="No space left on device"):
+        log.sync()
+    assert list(read_log(storage, NAME)[1]) == [entry(0, 1)]
+    faulty.change(())
+    log.sync()
+    assert log.failure == ""
+    assert list(read_log(storage, NAME)[1]) == [entry(0, 1), entry(1, 2), SetAside(7, "norm")]
+    log.close()
+
+
+@pytest.mark.parametrize("operation", ["open_log", "log.write", "log.sync"])
+def test_a_log_whose_header_cannot_be_written_is_none(operation: Any, storage: Storage) -> None:
+    faulty = FaultyStorage(storage, [FileFault(operations=(operation,))])
+    with pytest.raises(OSError, match="Input/output error"):
+        PushLog(faulty, HEADER)
+    assert storage.logs("pushes") == []
+    PushLog(faulty, HEADER).close()  # its name is free
+    assert read_log(storage, NAME)[0] == HEADER
 
 
 def test_what_had_been_set_aside_is_in_the_header(tmp_path: Path) -> None:

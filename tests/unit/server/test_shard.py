@@ -541,7 +541,8 @@ def test_a_failing_log_loses_the_shard_for_all_callers(
 
     errors = in_threads([lambda i=i: push(i) for i in range(1, 9)])
     assert {str(error) for error in errors} == {
-        "shard 0 was lost: OSError(28, 'No space left on device')"
+        "shard 0 was lost: its push log cannot be written: No space left on device; "
+        "make room in the run's folder"
     }
     calls: list[Callable[[], object]] = [
         shard.state,
@@ -553,7 +554,9 @@ def test_a_failing_log_loses_the_shard_for_all_callers(
     for call in calls:
         with pytest.raises(ProcessLostError, match="No space left"):
             call()
-    assert shard.failure == "OSError(28, 'No space left on device')"
+    assert shard.failure == (
+        "its push log cannot be written: No space left on device; make room in the run's folder"
+    )
     shard.close()
 
 

@@ -780,7 +780,8 @@ def test_a_shard_that_is_lost_loses_those_who_wait_too(
     monkeypatch.setattr(shard._log, "append", full)
     calls.append(pool.submit(shard.push, part(0, 12, [1] * 4)))
     assert {end_of(call) for call in calls} == {
-        "shard 0 was lost: OSError(28, 'No space left on device')"
+        "shard 0 was lost: its push log cannot be written: No space left on device; "
+        "make room in the run's folder"
     }
     with pytest.raises(ProcessLostError, match="No space left"):
         shard.push(part(7, 10, [1, 1]))

@@ -18,12 +18,14 @@ from distbelief.server.pause import Gate, Pause
 from distbelief.server.pushlog import read_log
 from distbelief.server.shard import Shard
 from distbelief.server.statefile import read
+from distbelief.services import ShardService
 from distbelief.storage import LocalStorage
 from distbelief.transport import client as client_module
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.client import SAVE_S, ShardClient
 from distbelief.transport.codec import CHUNK_NBYTES, Chunk, chunks, encode
-from distbelief.transport.service import SERVICE, ShardServer, authorization
+from distbelief.transport.guard import authorization
+from distbelief.transport.service import SERVICE, ShardServer
 from distbelief.types import (
     Intervals,
     Push,
@@ -31,7 +33,6 @@ from distbelief.types import (
     PushStatus,
     Refusal,
     ShardFile,
-    ShardService,
     ShardState,
     Version,
     Weights,

@@ -19,7 +19,8 @@ from distbelief.server.spec import ShardSpec
 from distbelief.transport._generated import parameter_server_pb2 as pb
 from distbelief.transport.client import ShardClient
 from distbelief.transport.codec import CHUNK_NBYTES, Chunk, encode
-from distbelief.transport.service import SERVICE, ShardServer, authorization
+from distbelief.transport.guard import authorization
+from distbelief.transport.service import SERVICE, ShardServer
 from distbelief.types import Push, PushReply, PushStatus, Refusal, Version
 
 TOKEN = "the run's token"
