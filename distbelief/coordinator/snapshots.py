@@ -7,6 +7,8 @@ aside the same items, and only an even one fits another number of shards.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ from distbelief.types import ShardFile, ShardState
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+DIGEST = "sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +61,9 @@ class Manifest:
         return tuple(f for f in self.files if f.state.begin < end and f.state.end > begin)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"format": FORMAT, **asdict(self)}
+        """Plain values for JSON, with a digest of them."""
+        values = {"format": FORMAT, **asdict(self)}
+        return {**values, DIGEST: _digest(values)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
@@ -70,6 +74,11 @@ class Manifest:
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"it is not a manifest of format {FORMAT}")
+        digest = values.get(DIGEST)
+        values = {k: v for k, v in values.items() if k != DIGEST}
+        # One that was written before there were digests has none.
+        if digest is not None and digest != _digest(values):
+            raise ValueError("it does not have the SHA-256 that it says")
         try:
             rest = {k: v for k, v in values.items() if k not in ("format", "files")}
             if not values["files"]:
@@ -77,6 +86,12 @@ class Manifest:
             return cls(**rest, files=tuple(_file(f) for f in values["files"]))
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it is not a manifest: {error!r}") from error
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """Of the values as they will be once they have been through JSON, whose keys are strings."""
+    canonical = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _file(values: dict[str, Any]) -> ShardFile:

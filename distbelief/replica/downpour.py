@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from distbelief.faults.points import NONE, Injector
 from distbelief.layout import Layout
 from distbelief.models.dropout import seed_dropout
 from distbelief.replica.buffers import FlatModel
@@ -21,6 +24,9 @@ from distbelief.replica.step import StepOf
 from distbelief.replication import ReplicaConfig
 from distbelief.server.rules import step_along
 from distbelief.types import ItemOutcome, Refusal, Version
+
+MOST_CULPRITS = 32
+"""So many examples of an item whose gradient is not finite are named."""
 
 
 class Downpour:
@@ -55,7 +61,9 @@ class Downpour:
         clip_norm: float | None = None,
         name_of: Callable[[int], str] = str,
         group: Group | None = None,
+        injector: Injector = NONE,
     ) -> None:
+        self._injector = injector
         self._replica = replica
         self._flat = flat
         self._segments = layout.segments(0, layout.size)
@@ -109,22 +117,25 @@ class Downpour:
         return work
 
     def _do(self, work: Work) -> None:
+        self._injector.at("before_compute")
         base = self._versions
         examples = 0
         skipped: list[int] = []
         losses: list[Mapping[str, torch.Tensor]] = []
+        indices: list[NDArray[np.int64]] = []
         for number, future in enumerate(work.batches):
             began = time.monotonic()
             batch = future.result()
             self._progress.note_wait(time.monotonic() - began)
             examples += len(batch.labels)
             skipped += batch.skipped
+            indices.append(batch.indices)
             seed_dropout(self._step.model, self._seed, work.item.number, number)
             losses.append(self._step(batch.images, batch.labels))
             self._since_fetch += 1
             if number < len(work.batches) - 1:
                 self._edge_within(work)
-        self._edge_after(work, base, examples, tuple(skipped), losses)
+        self._edge_after(work, base, examples, tuple(skipped), losses, indices)
 
     @property
     def _fetch_due(self) -> bool:
@@ -147,6 +158,7 @@ class Downpour:
         examples: int,
         skipped: tuple[int, ...],
         losses: list[Mapping[str, torch.Tensor]],
+        indices: list[NDArray[np.int64]],
     ) -> None:
         """The edge of the step that completes an item."""
         self._collect()
@@ -164,19 +176,31 @@ class Downpour:
             self._flat.take_gradient()
             if self._accrued is not None:
                 self._accrued.zero_()
-            self._note(outcome)
             # The local parameters may have taken steps along what was refused.
             self._start(None, None, fetch=True)
             self._collect()
+            self._note(replace(outcome, culprits=self._culprits(refusal, indices)))
             return
         if self._clip_norm is not None and norm > self._clip_norm:
             self._scale_push(self._clip_norm / norm)
         replaced_at_once = self._fetch_due and not self._config.overlap
         self._accrue_and_step(work, step=not replaced_at_once)
+        self._injector.at("before_push")
         gradient = Gradient(work.item, self._take_push(), base, examples, skipped)
         self._start(gradient, outcome, fetch=self._fetch_due)
         if not self._config.overlap:
             self._settle()
+
+    def _culprits(self, refusal: str, indices: list[NDArray[np.int64]]) -> tuple[str, ...]:
+        """Names of an item's examples, if it is they that made the gradient not finite."""
+        if refusal != Refusal.NOT_FINITE:
+            return ()
+        # Parameters that are not finite remain so: if the newest are, the item's were.
+        finite = bool(torch.isfinite(self._flat.parameters).all())
+        if not all(word["finite"] for word in self._group.gather({"finite": finite})):
+            return ()
+        examples = [int(index) for of_step in indices for index in of_step]
+        return tuple(self._name_of(index) for index in examples[:MOST_CULPRITS])
 
     def _agree(self, losses: list[Mapping[str, torch.Tensor]]) -> tuple[float, dict[str, float]]:
         """The norm of the whole push, and the item's losses, which the last stage knows."""
@@ -198,6 +222,7 @@ class Downpour:
         if refusal:
             self._since_fetch = self._config.n_fetch  # too old, perhaps: newer ones are due
         if self._outcome is not None:
+            self._injector.at("after_push")
             self._note(replace(self._outcome, refusal=refusal))
         self._outcome, self._refused = None, ""
 

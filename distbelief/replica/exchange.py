@@ -13,15 +13,9 @@ from typing import TypeVar
 import torch
 
 from distbelief.errors import ShardRefusedError, TransportError, as_distbelief_error
-from distbelief.types import (
-    LeasedItem,
-    ParameterService,
-    Push,
-    PushReply,
-    Refusal,
-    Version,
-    Weights,
-)
+from distbelief.faults.points import NONE, Injector
+from distbelief.services import ParameterService
+from distbelief.types import LeasedItem, Push, PushReply, Refusal, Version, Weights
 
 T = TypeVar("T")
 
@@ -112,16 +106,18 @@ class Exchange:
         replica: int,
         patience_s: float,
         weights: Weights = Weights.LATEST,
+        injector: Injector = NONE,
     ) -> None:
         self._ports = tuple(ports)
+        self._injector = injector
         self._layout = layout
         self._replica = replica
         self._patience_s = patience_s
         self._weights = weights
         self._closing = threading.Event()
-        self._pool = ThreadPoolExecutor(
-            len(ports), thread_name_prefix=f"replica-{replica}-exchange"
-        )
+        # One after the other if something is to happen between two of them.
+        n_at_once = 1 if injector.plans("between_shards_of_a_push") else len(ports)
+        self._pool = ThreadPoolExecutor(n_at_once, thread_name_prefix=f"replica-{replica}-exchange")
 
     def __enter__(self) -> Exchange:
         return self
@@ -167,6 +163,8 @@ class Exchange:
             layout=self._layout,
             gradient=gradient.values[port.local],
         )
+        if at > 0:
+            self._injector.at("between_shards_of_a_push")
         reply = self._patiently(lambda: port.service.push(push, fetch_into=into))
         if reply.refusal in FATAL:
             raise ShardRefusedError(port.shard, reply.refusal, reply.detail)
@@ -205,6 +203,8 @@ class Pending:
         """Waits for every shard, and raises if one could not be reached."""
         errors = [error for part in self._parts if (error := part.exception()) is not None]
         if errors:
+            if not isinstance(errors[0], Exception):  # no error, but the end of this process
+                raise errors[0]
             raise as_distbelief_error(errors[0]) from errors[0]
         refusal = ""
         versions: list[Version] = []

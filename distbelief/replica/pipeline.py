@@ -31,6 +31,16 @@ class _Batch:
     mean: Mean = field(default_factory=lambda: Mean({}))
 
 
+class NothingUnpickled(pipelining.PipelineStage):
+    """Torch's stage, which is told all shapes and so never has to unpickle what another one sends.
+
+    The stages vote on whether to exchange them all the same; one that votes so is none of ours.
+    """
+
+    def _recv_meta(self, src_stage: int) -> Any:
+        raise ValueError(f"stage {src_stage} wants to send pickled shapes, which are not taken")
+
+
 class PipelineStep:
     """The part of one stage in the forward and backward pass of a batch.
 
@@ -148,7 +158,7 @@ class PipelineStep:
         outputs = [x.zeros().requires_grad_(x.dtype.is_floating_point) for x in handed_on]
         if not self._stage.is_first:
             inputs = [x.requires_grad_(x.is_floating_point()) for x in inputs]
-        part = pipelining.PipelineStage(
+        part = NothingUnpickled(
             _Passes(self),
             self._group.stage,
             self._group.n_stages,

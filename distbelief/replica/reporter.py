@@ -9,8 +9,11 @@ import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from distbelief.errors import DismissedError
+from distbelief.faults.points import NONE, InjectedError, Injector
 from distbelief.replica.feed import Feed
-from distbelief.types import CoordinatorService, ItemOutcome, ReplicaReport
+from distbelief.services import CoordinatorService
+from distbelief.types import ItemOutcome, Orders, ReplicaReport
 
 REPORT_S = 0.5
 PACE_SMOOTHING = 0.8
@@ -62,12 +65,19 @@ class Progress:
             waited_s, self.waited_s = self.waited_s, 0.0
             return taken, self.seconds_per_item, waited_s
 
+    def put_back(self, outcomes: tuple[ItemOutcome, ...], waited_s: float) -> None:
+        """Undoes :meth:`take`: what was taken has reached nobody."""
+        with self.lock:
+            self.outcomes = [*outcomes, *self.outcomes]
+            self.waited_s += waited_s
+
 
 class Reporter:
     """Reports to the coordinator every so often, and hands the items that it grants to the feed.
 
-    A context manager around a thread; an error of the coordinator ends the feed and is raised by
-    :meth:`check`.
+    A context manager around a thread. An error of the coordinator ends the feed and is raised by
+    :meth:`check`, and so is a dismissal, as a RunError; no goodbye is said then. What a report that
+    failed would have told stays in ``progress``.
     """
 
     def __init__(
@@ -78,7 +88,9 @@ class Reporter:
         replica: int,
         *,
         n_stages: int = 1,
+        injector: Injector = NONE,
     ) -> None:
+        self._injector = injector
         self._coordinator = coordinator
         self._feed = feed
         self._progress = progress
@@ -123,7 +135,9 @@ class Reporter:
     def _run(self) -> None:
         try:
             while not self._closing:
-                orders = self._coordinator.report(self._report(leaving=False))
+                orders = self._report(leaving=False)
+                if orders.dismissal:
+                    raise DismissedError(orders.dismissal)
                 if orders.stop:
                     break
                 self._feed.extend(orders.items)
@@ -134,14 +148,15 @@ class Reporter:
                 self._wake.wait()
                 self._wake.clear()
             if self._says_goodbye:
-                self._coordinator.report(self._report(leaving=True))
-        except Exception as error:
+                self._report(leaving=True)
+        except (Exception, InjectedError) as error:
             self._error = error
             self._feed.end()
 
-    def _report(self, *, leaving: bool) -> ReplicaReport:
+    def _report(self, *, leaving: bool) -> Orders:
+        self._injector.at("before_report")
         outcomes, pace, waited_s = self._progress.take()
-        return ReplicaReport(
+        report = ReplicaReport(
             replica=self._replica,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -153,3 +168,8 @@ class Reporter:
             leaving=leaving,
             stages=self._n_stages,
         )
+        try:
+            return self._coordinator.report(report)
+        except BaseException:
+            self._progress.put_back(outcomes, waited_s)
+            raise

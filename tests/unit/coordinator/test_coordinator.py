@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from distbelief.config import ScheduleConfig
-from distbelief.coordinator.coordinator import MAX_POISONED, Coordinator
+from distbelief.coordinator.accounts import Forgotten
+from distbelief.coordinator.coordinator import LOST_GRANT_S, Coordinator
+from distbelief.coordinator.refusals import MAX_POISONED
 from distbelief.coordinator.schedule import Schedule
 from distbelief.items import ItemPlan
 from distbelief.types import ItemOutcome, LeasedItem, Orders, Refusal, ReplicaReport, ShardState
@@ -156,7 +158,8 @@ def test_an_item_of_poison_is_set_aside_after_three_tries(refusal: Refusal) -> N
     for attempt in range(1, MAX_POISONED + 1):
         assert c.take_set_aside() == {}
         orders = c.report(report(outcomes=(done(0, refusal=refusal, pushed=False),)))
-        assert numbers(orders) == [0]  # free again, and leased again
+        # Free again, and leased again, but for the last time.
+        assert numbers(orders) == ([0] if attempt < MAX_POISONED else [2])
         assert c.status().refused == {refusal.value: attempt}
     assert c.take_set_aside() == {0: f"{refusal.value}, 3 times"}
     assert c.take_set_aside() == {}
@@ -398,3 +401,133 @@ def test_examples_of_what_all_of_some_accounts_have(
 def test_what_is_set_aside_is_no_example_applied() -> None:
     states = [state(0, 3), state(1, 2, set_aside={2: "norm"})]
     assert coordinator(n_shards=2).examples_of(states) == 20
+
+
+# A coordinator that takes the place of another
+
+
+def restarted(awaited: set[int], *, lost: frozenset[int] = frozenset()) -> Coordinator:
+    plan = ItemPlan(n_examples=45, batch_size=10, n_push=1, n_items=20)
+    schedule = Schedule(ScheduleConfig(lr=1.0), plan)
+    return Coordinator(
+        schedule, 1, lease_s=20.0, first_lease=1000, awaited=awaited, lost=lost, settle_s=3.0
+    )
+
+
+def leases(orders: Orders) -> list[tuple[int, int]]:
+    return [(item.number, item.lease) for item in orders.items]
+
+
+def test_nothing_is_leased_until_all_who_hold_items_have_said_which() -> None:
+    c = restarted({0, 1})
+    c.observe([state(0, 2)], c.now())
+    assert c.report(report(5), at=50.0) == Orders()
+    assert c.report(report(0, held=((2, 17), (3, 18))), at=51.0) == Orders()
+    assert leases(c.report(report(1, held=((5, 20),)), at=52.0)) == [(4, 1000)]
+    assert leases(c.report(report(5), at=52.0)) == [(6, 1001), (7, 1002)]
+    assert c.replica_lost(0) == [2, 3]
+
+
+@pytest.mark.parametrize(("at", "settled"), [(52.9, False), (53.0, True)])
+def test_who_says_nothing_is_not_awaited_for_ever(at: float, settled: bool) -> None:
+    c = restarted({0, 1})
+    assert c.report(report(0), at=50.0) == Orders()
+    assert numbers(c.report(report(0), at=at)) == ([0, 1] if settled else [])
+    # It holds what is another's by now, too.
+    assert numbers(c.report(report(1, held=((1, 9), (2, 10))), at=54.0)) == []
+    assert c.replica_lost(1) == ([2] if settled else [1, 2])
+
+
+def test_who_is_lost_is_not_awaited() -> None:
+    c = restarted({0, 1}, lost=frozenset({1}))
+    assert numbers(c.report(report(0), at=50.0)) == [0, 1]
+    assert c.report(report(1, held=((5, 4),)), at=50.0) == Orders(stop=True)
+    c = restarted({0, 1})
+    c.replica_lost(1)
+    assert numbers(c.report(report(0), at=50.0)) == [0, 1]
+
+
+def test_what_was_done_under_another_coordinator_is_not_leased_before_the_next_look() -> None:
+    c = restarted(set())
+    orders = c.report(report(0, outcomes=(done(0), done(1, refusal=Refusal.STALE))), at=1.0)
+    assert numbers(orders) == [1, 2]
+    assert c.take_outcomes() == [(0, done(0)), (0, done(1, refusal=Refusal.STALE))]
+    c.observe([state(0, 0)], c.now())
+    assert numbers(c.report(report(1), at=1.0)) == [0, 3]
+
+
+def test_a_finished_run_ends_at_once() -> None:
+    c = restarted({0, 1})
+    c.observe([state(0, 20)], c.now())
+    assert c.report(report(0), at=1.0) == Orders(stop=True)
+
+
+# What dies, and what does no good
+
+
+def test_a_replica_of_bad_gradients_is_dismissed() -> None:
+    c = coordinator()
+    c.report(report(0))
+    refused = [done(item, refusal=Refusal.NORM, pushed=False) for item in (0, 1)]
+    assert numbers(c.report(report(0, outcomes=tuple(refused)))) == [0, 1]
+    dismissed = Orders(dismissal="3 gradients in a row were refused (not_finite)")
+    bad = done(0, refusal=Refusal.NOT_FINITE)
+    assert c.report(report(0, outcomes=(bad,))) == dismissed
+    assert c.report(report(0)) == dismissed  # until its death is told
+    assert c.take_outcomes() == [(0, refused[0]), (0, refused[1]), (0, bad)]
+    assert c.replica_lost(0) == [1]  # 0 is free already
+    assert c.report(report(0)) == Orders(stop=True)
+    assert numbers(c.report(report(1))) == [0, 1]
+
+
+def test_what_a_dismissed_replica_held_is_not_suspected() -> None:
+    c = coordinator()
+    for replica, items in enumerate([(5, 6, 7), (8, 9, 10), (11, 12, 13)]):
+        assert numbers(c.report(report(replica))) == [0, 1]
+        bad = tuple(done(item, refusal=Refusal.NORM) for item in items)
+        assert c.report(report(replica, outcomes=bad)).dismissal
+        assert c.replica_lost(replica) == [0, 1]
+    assert numbers(c.report(report(9))) == [0, 1]
+    assert c.take_set_aside() == {}
+
+
+def test_an_item_that_kills_its_replicas_is_set_aside() -> None:
+    c = coordinator()
+    for replica in (0, 1):
+        assert numbers(c.report(report(replica))) == [0, 1]
+        c.replica_lost(replica)
+    assert numbers(c.report(report(2))) == [0]
+    assert numbers(c.report(report(3))) == [1]
+    assert c.replica_lost(2) == []
+    assert c.take_set_aside() == {0: "its replica died 3 times"}
+    c.observe([state(0, 0)], c.now())  # it has not been told yet
+    assert c.take_set_aside() == {0: "its replica died 3 times"}
+
+
+def test_an_idle_replica_helps_out() -> None:
+    c = coordinator(n_items=3)
+    assert numbers(c.report(report(0), at=10.0)) == [0, 1]
+    assert numbers(c.report(report(1), at=10.0)) == [2]
+    c.observe([state(0, 0, applied=((2, 3),))], c.now())
+    pace = {"seconds_per_item": 1.0}
+    assert numbers(c.report(report(1, outcomes=(done(2),), **pace), at=12.0)) == []
+    assert numbers(c.report(report(1, **pace), at=12.5)) == [1]
+    assert numbers(c.report(report(1, held=((1, 4),), **pace), at=99.0)) == []
+
+
+def test_an_answer_that_was_lost_is_given_again() -> None:
+    c = coordinator()
+    assert leases(c.report(report(0), at=10.0)) == [(0, 1), (1, 2)]
+    assert c.report(report(0), at=10.0 + LOST_GRANT_S) == Orders()
+    assert leases(c.report(report(0), at=10.5 + LOST_GRANT_S)) == [(0, 3), (1, 4)]
+
+
+def test_what_a_shard_forgot_is_told_once_and_done_again() -> None:
+    c = coordinator(n_items=20, n_shards=2)
+    c.observe([state(0, 7), state(1, 7)], c.now())
+    assert (c.status().epochs_finished, c.status().examples_applied) == (1, 65)
+    c.observe([state(0, 7), state(1, 4, incarnation=2)], c.now())
+    assert c.take_forgotten() == [Forgotten(1, 2, 3, 7, 4)]
+    assert c.take_forgotten() == []
+    assert (c.status().epochs_finished, c.status().examples_applied) == (0, 40)
+    assert numbers(c.report(report(0))) == [4, 5]

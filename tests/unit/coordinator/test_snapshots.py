@@ -240,8 +240,12 @@ def test_what_scripts_read() -> None:
 
 
 def without(path: tuple[Any, ...], put: Any = None) -> Any:
-    """A manifest without the field at that path, or with another value of it."""
+    """A manifest without the field at that path, or with another value of it.
+
+    It has no digest, like those that were written before there were any.
+    """
     found = through(manifest_of().to_dict())
+    del found["sha256"]
     place = found
     for key in path[:-1]:
         place = place[key]
@@ -291,6 +295,24 @@ def test_what_is_no_manifest(values: Any) -> None:
         ValueError, match=r"manifest|not|no files|expected|invalid|dictionary|base 10"
     ):
         Manifest.from_dict(values)
+
+
+def test_one_of_before_there_were_digests_is_read() -> None:
+    found = without(("files", 0, "paused_s"), 0.5)
+    assert Manifest.from_dict(found).files[0].paused_s == 0.5
+
+
+def test_whichever_bit_of_a_manifest_is_flipped_it_is_another_one_to_nobody() -> None:
+    whole = manifest_of(17)
+    text = json.dumps(whole.to_dict()).encode()
+    for at in range(len(text)):
+        flipped = bytearray(text)
+        flipped[at] ^= 1 << at % 8
+        try:
+            found = Manifest.from_dict(json.loads(flipped))
+        except ValueError:
+            continue
+        assert found == whole, f"byte {at}"  # 1e5 and 1E5 are the same number
 
 
 def test_a_manifest_without_files_is_none() -> None:

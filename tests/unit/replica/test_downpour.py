@@ -597,6 +597,46 @@ def test_a_gradient_that_is_not_finite_never_leaves(
     assert values(r.spy.shard) == (-0.5 * (first + last)).tolist()
 
 
+@pytest.mark.parametrize(("n_push", "bad_step"), [(1, 0), (3, 0), (3, 2)])
+def test_the_examples_of_a_batch_that_is_not_finite_are_named(
+    n_push: int, bad_step: int, make_replica: MakeReplica
+) -> None:
+    loader = poisoned(BATCH * (n_push + bad_step))
+    order = order_of(0).tolist()
+    item_1 = order[BATCH * n_push : 2 * BATCH * n_push]
+    loader.unreadable = {item_1[-1]}
+    r = make_replica(3, n_push=n_push, loader=loader, name_of="image {}.jpg".format)
+    r.run()
+    outcomes = r.outcomes()
+    assert outcomes[1].culprits == tuple(f"image {index}.jpg" for index in item_1[:-1])
+    assert outcomes[1].unreadable == (f"image {item_1[-1]}.jpg",)
+    assert (outcomes[0].culprits, outcomes[2].culprits) == ((), ())
+
+
+def test_no_more_than_some_are_named(
+    make_replica: MakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_CULPRITS", 3)
+    r = make_replica(1, n_push=2, loader=poisoned(0))
+    r.run()
+    assert r.outcomes()[0].culprits == tuple(str(index) for index in order_of(0)[:3])
+
+
+def test_nobody_is_named_for_parameters_that_are_not_finite(make_replica: MakeReplica) -> None:
+    r = make_replica(2, overlap=False)
+    r.spy.shard.load(torch.full((SIZE,), torch.nan))
+    r.step.model.register_forward_hook(lambda model, inputs, out: out * model.weight.sum())
+    r.run()
+    assert [o.refusal for o in r.outcomes().values()] == 2 * ["not_finite"]
+    assert [o.culprits for o in r.outcomes().values()] == [(), ()]
+
+
+def test_nobody_is_named_for_a_norm_that_is_too_large(make_replica: MakeReplica) -> None:
+    r = make_replica(1, max_norm=0.5)
+    r.run()
+    assert (r.outcomes()[0].refusal, r.outcomes()[0].culprits) == ("norm", ())
+
+
 def test_a_gradient_of_too_large_a_norm_never_leaves(make_replica: MakeReplica) -> None:
     """The norm is that of the whole push, not of a step."""
     g = step_gradients(6)

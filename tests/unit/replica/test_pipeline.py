@@ -7,10 +7,12 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.pipelining._utils as pipelining_utils
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -399,6 +401,25 @@ def assert_lost(outcomes: list[Any], *knowing: int) -> None:
         if stage not in knowing:
             assert isinstance(outcome, StageLostError), outcome
             assert (outcome.replica, outcome.stage) == (7, stage)
+
+
+def that_votes_for_pickles(group: Stages, *args: Any) -> Found:
+    """The first stage is a stranger, who would have the others unpickle what it sends."""
+    if group.stage:
+        return one_step(group, *args)
+    with mock.patch.object(pipelining_utils.InferenceMode, "needs_dynamic", return_value=True):
+        return one_step(group, *args)
+
+
+@pytest.mark.skipif(
+    not hasattr(pipelining_utils, "InferenceMode"), reason="this torch's stages do not vote"
+)
+def test_nothing_that_another_stage_sends_is_unpickled(crew: Any) -> None:
+    model = layers(nn.Linear(3, 3), nn.Linear(3, 3))
+    outcomes = crew.outcomes(2, that_votes_for_pickles, model, ("1",), VECTORS, timeout_s=600.0)
+    assert type(outcomes[1]) is ValueError
+    assert str(outcomes[1]) == "stage 0 wants to send pickled shapes, which are not taken"
+    assert_lost(outcomes, 1)
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
