@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distbelief import history as module
 from distbelief.audit import audit
+from distbelief.audit import history as module
 from distbelief.config import ScheduleConfig, TrainConfig
 from distbelief.coordinator.schedule import Schedule
 from distbelief.items import ItemPlan
@@ -22,7 +22,7 @@ from distbelief.observe.events import EventLog
 from distbelief.runtime.beginning import begin
 from distbelief.runtime.prepare import Prepared, prepare
 from distbelief.runtime.runs import Resume
-from distbelief.runtime.snapshots import Snapshots, Standing
+from distbelief.runtime.snapshots import Progressed, Snapshots
 from distbelief.server.pushlog import LogHeader
 from distbelief.server.shard import Shard
 from distbelief.storage import LocalStorage, Storage, write_json
@@ -66,11 +66,11 @@ class Run:
             shard.state()
         self.events.emit("epoch", epoch=number + 1)
         if number % 4 == 0:
-            self.snapshots.take(standing, reason="due")
+            self.snapshots.take(progressed, reason="due")
 
 
-def standing(files: Sequence[ShardFile]) -> Standing:
-    return Standing(examples_applied=0, elapsed_s=1.0)
+def progressed(files: Sequence[ShardFile]) -> Progressed:
+    return Progressed(examples_applied=0, elapsed_s=1.0)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def finish(config: TrainConfig) -> Prepared:
             pause_s=600.0,
             emit=events.emit,
         ).take(
-            lambda files: Standing(examples_applied=plan.total_examples, elapsed_s=1.0),
+            lambda files: Progressed(examples_applied=plan.total_examples, elapsed_s=1.0),
             reason="end",
         )
     events.emit("end", status="finished")

@@ -309,14 +309,20 @@ def test_skipped_examples_count_where_the_item_is_applied_everywhere(write_run: 
     assert (result.items, result.examples, result.skipped) == (2, 14, 1)
 
 
-def test_a_base_of_an_earlier_incarnation_is_possible(write_run: WriteRun) -> None:
+def test_a_base_of_an_incarnation_that_never_was_is_found(write_run: WriteRun) -> None:
     logs = clean_logs()
     for lines in logs:
         lines[0]["incarnation"] = 2
         for line in lines[1:]:
             line["base"] = [2, line["clock"] - 1]
-    logs[0][1]["base"] = [1, 4000]
-    assert audit(write_run(logs)).clean
+    logs[0][3]["base"] = [1, 0]
+    run = write_run([])
+    for name, lines in zip(LOGS, logs, strict=True):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (run / "pushes" / name.replace(".0001.", ".0002.")).write_text(text)
+    name = LOGS[0].replace(".0001.", ".0002.")
+    text = f"{name}, line 4: item 2 rests on version (1, 0), which no log has"
+    assert str(audit(run).counter_example) == text
 
 
 def test_a_log_must_say_what_its_clock_rests_on(write_run: WriteRun) -> None:
@@ -325,6 +331,7 @@ def test_a_log_must_say_what_its_clock_rests_on(write_run: WriteRun) -> None:
         lines[0]["clock"] = 40
         for line in lines[1:]:
             line["clock"] += 40
+            line["base"] = [1, 40]
     text = f"{LOGS[0]}, line 1: starts at clock 40, from 0 items"
     assert str(audit(write_run(logs)).counter_example) == text
 
@@ -406,6 +413,26 @@ FLAWS: list[tuple[str, Callable[[list[Log]], object], str]] = [
         f"{LOGS[0]}, line 4: item 2 rests on version (2, 0), which was not there yet",
     ),
     (
+        "base from before the start",
+        lambda x: change(x, 0, 2, base=[1, -1]),
+        f"{LOGS[0]}, line 2: item 0 rests on version (1, -1), which never was",
+    ),
+    (
+        "set aside without a reason",
+        lambda x: x[1].insert(4, {"set_aside": 5, "reason": ""}),
+        f"{LOGS[1]}, line 5: item 5 is set aside without a reason",
+    ),
+    (
+        "set aside beyond the run",
+        lambda x: x[0].append({"set_aside": 6, "reason": "norm"}),
+        f"{LOGS[0]}, line 8: item 6 is none of the run's 6",
+    ),
+    (
+        "set aside after it was applied",
+        lambda x: x[0].insert(3, {"set_aside": 0, "reason": "norm"}),
+        f"{LOGS[0]}, line 4: item 0 is set aside after it was applied",
+    ),
+    (
         "applied after it was set aside",
         lambda x: x[1].insert(4, {"set_aside": 3, "reason": "norm"}),
         f"{LOGS[1]}, line 7: item 3 is applied after it was set aside",
@@ -416,9 +443,14 @@ FLAWS: list[tuple[str, Callable[[list[Log]], object], str]] = [
         f"{LOGS[1]}: item 5 was not applied, though it must have been",
     ),
     (
+        "of two items that are missing the first",
+        lambda x: [x[0].pop(), x[1].pop(), x[1].pop()],
+        f"{LOGS[1]}: item 3 was not applied, though it must have been",
+    ),
+    (
         "examples differ between shards",
         lambda x: change(x, 1, 2, examples=9, skipped=[12]),
-        f"{LOGS[1]}: item 1 has 9 examples here, 10 there",
+        f"{LOGS[1]}, line 2: item 1 has 9 examples here, 10 in {LOGS[0]}",
     ),
     (
         "gap between shards",

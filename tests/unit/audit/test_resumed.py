@@ -22,7 +22,7 @@ from distbelief.coordinator.snapshots import MANIFEST, Manifest
 from distbelief.errors import DataError
 from distbelief.items import ItemPlan
 from distbelief.layout import Segment
-from distbelief.runtime.snapshots import Snapshots, Standing
+from distbelief.runtime.snapshots import Progressed, Snapshots
 from distbelief.server.pushlog import LogEntry, LogHeader, PushLog
 from distbelief.server.restore import Restore
 from distbelief.server.shard import Shard
@@ -322,12 +322,13 @@ def flawed(run: Run, change: Callable[[Run], object]) -> Run:
 
 FIRST = [Log(s, 2, 1, []).name for s in (0, 1)]
 SECOND = [Log(s, 2, 2, []).name for s in (0, 1)]
+THIRD = Log(0, 2, 3, []).name
 MIDDLE, ONLY = Log(1, 3, 2, []).name, Log(0, 1, 2, []).name
 
 FLAWS: dict[str, tuple[Run, str]] = {
     "a source's clock that it never had": (
         flawed(same(), lambda r: setattr(r.logs[2], "sources", ((0, 2, 1, 9),))),
-        f"{FIRST[0]}: clock 9 is asked of it; it goes from 0 to 4",
+        f"{SECOND[0]}, line 1: rests on clock 9 of {FIRST[0]}, which goes from 0 to 4",
     ),
     "a source's clock before its own start": (
         flawed(
@@ -339,7 +340,7 @@ FLAWS: dict[str, tuple[Run, str]] = {
                 ]
             ),
         ),
-        f"{SECOND[0]}: clock 2 is asked of it; it goes from 3 to 6",
+        f"{THIRD}, line 1: rests on clock 2 of {SECOND[0]}, which goes from 3 to 6",
     ),
     "a source's clock that is not the log's": (
         flawed(same(), lambda r: setattr(r.logs[3], "sources", ((1, 2, 1, 2),))),
@@ -372,13 +373,36 @@ FLAWS: dict[str, tuple[Run, str]] = {
         flawed(same(), lambda r: setattr(r.logs[3], "before", (5,))),
         f"{SECOND[1]}, line 1: item 5 was set aside nowhere before",
     ),
+    "an item that was set aside before, and is no more": (
+        flawed(
+            same(),
+            lambda r: [
+                *(setattr(log, "aside", {5: 1}) for log in r.logs[:2]),
+                *(setattr(log, "items", [3, 4]) for log in r.logs[2:]),
+                r.snapshots.clear(),
+            ],
+        ),
+        f"{SECOND[0]}, line 1: item 5 was set aside in {FIRST[0]}, and is no more",
+    ),
+    "an item set aside after it was applied in the log before": (
+        flawed(same(), lambda r: setattr(r.logs[3], "aside", {1: 2})),
+        f"{SECOND[1]}, line 4: item 1 is set aside after it was applied",
+    ),
+    "a log that rests on others that lack a part of it": (
+        flawed(fewer(), lambda r: setattr(r.logs[2], "sources", ((0, 2, 1, 3),))),
+        f"{ONLY}, line 1: rests on logs that have nothing of 6",
+    ),
+    "logs that rest on each other": (
+        flawed(same(), lambda r: setattr(r.logs[0], "sources", ((0, 2, 2, 3),))),
+        f"{SECOND[0]}, line 1: rests on itself",
+    ),
     "a source that is not there": (
         flawed(same(), lambda r: r.logs.pop(0)),
-        f"{SECOND[0]}, line 1: rests on a log of shard 0 of 2 that is not there",
+        f"{SECOND[0]}, line 1: rests on start 1 of shard 0 of 2, which has no push log",
     ),
     "a source of an incarnation that never was": (
         flawed(same(), lambda r: setattr(r.logs[2], "sources", ((0, 2, 7, 3),))),
-        f"{SECOND[0]}, line 1: rests on a log of shard 0 of 2 that is not there",
+        f"{SECOND[0]}, line 1: rests on start 7 of shard 0 of 2, which has no push log",
     ),
     "joined shards that had done different items": (
         flawed(fewer(), lambda r: setattr(r.logs[1], "items", [1, 0, 4, 3])),
@@ -399,7 +423,20 @@ FLAWS: dict[str, tuple[Run, str]] = {
     ),
     "a snapshot beyond its log": (
         flawed(same(), lambda r: setattr(r.snapshots[1][0], "applied", ((0, 5),))),
-        f"{FIRST[0]}: clock 5 is asked of it; it goes from 0 to 4",
+        f"snapshots/000001/manifest.json: shard-00000-of-00002.safetensors is of clock 5, "
+        f"{FIRST[0]} goes from 0 to 4",
+    ),
+    "a snapshot that has not set aside what its log had": (
+        flawed(
+            same(),
+            lambda r: [
+                *(setattr(log, "aside", {5: 1}) for log in r.logs[:2]),
+                *(setattr(log, "items", [3, 4]) for log in r.logs[2:]),
+                *(setattr(log, "before", (5,)) for log in r.logs[2:]),
+            ],
+        ),
+        f"snapshots/000001/manifest.json: {FIRST[0]} has item 5 set aside, "
+        f"shard-00000-of-00002.safetensors has not",
     ),
     "a snapshot of a shard without a log": (
         flawed(same(), lambda r: setattr(r.snapshots[1][0], "incarnation", 7)),
@@ -624,8 +661,8 @@ def test_whatever_a_run_has_gone_through_its_logs_are_clean(
 
 
 def take(storage: Storage, fleet: Fleet) -> Manifest:
-    def standing(files: Sequence[ShardFile]) -> Standing:
-        return Standing(examples_applied=0, elapsed_s=1.0)
+    def progressed(files: Sequence[ShardFile]) -> Progressed:
+        return Progressed(examples_applied=0, elapsed_s=1.0)
 
     snapshots = Snapshots(
         storage,
@@ -636,7 +673,7 @@ def take(storage: Storage, fleet: Fleet) -> Manifest:
         emit=lambda kind, **fields: None,
         incarnation=fleet.incarnation,
     )
-    return snapshots.take(standing, reason="due")
+    return snapshots.take(progressed, reason="due")
 
 
 def test_a_line_taken_out_of_any_log_of_a_real_run_is_found(tmp_path: Path) -> None:
