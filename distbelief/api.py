@@ -22,7 +22,7 @@ from distbelief.recipes import recipe
 from distbelief.replica.criterion import Loss
 from distbelief.runtime import train as runtime
 from distbelief.runtime.runs import Resume, recorded
-from distbelief.runtime.supervisor import Stop
+from distbelief.runtime.signals import Stop
 from distbelief.runtime.task import Task
 from distbelief.storage import storage_at
 

@@ -11,6 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from distbelief.observe.axes import Unit
+from distbelief.observe.events import RECOVERIES
 from distbelief.observe.plots import (
     Chart,
     Line,
@@ -209,7 +210,7 @@ def _story(run: int, name: str, record: Record) -> str:
             (e["t"], f"snapshot {e.get('number', '?')} at {e.get('examples_applied', '?')} images")
             for e in record.of("snapshot")
         ],
-        "replaced": [(i.t, i.text) for i in told if i.kind.endswith("_replaced")],
+        "replaced": [(i.t, i.text) for i in told if i.kind in RECOVERIES],
         "resumed": [(i.t, i.text) for i in told if i.kind == "resumed"],
     }
     figure = timeline_figure(name, run, sorted(lives(record), key=_row), moments, record.last_s)
@@ -230,4 +231,4 @@ def _row(life: Life) -> tuple[str, int]:
 
 
 def _bad(kind: str) -> str:
-    return ' class="failed"' if kind in ("failure", "replica_lost", "shard_lost") else ""
+    return ' class="failed"' if kind == "failure" or kind.endswith("_lost") else ""

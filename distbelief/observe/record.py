@@ -12,7 +12,7 @@ from typing import Any
 
 from distbelief.errors import DataError
 from distbelief.items import ItemPlan
-from distbelief.observe.events import read_events
+from distbelief.observe.events import RECOVERIES, read_events
 from distbelief.observe.report import Report
 from distbelief.storage import LocalStorage, Storage, storage_at
 
@@ -190,7 +190,7 @@ def silent_s(record: Record, now: float) -> float:
 
 def recoveries_of(record: Record) -> list[Event]:
     """What was lost and has been replaced, in order."""
-    return [_without(e, "kind") for e in record.events if e["kind"].endswith("_replaced")]
+    return [_without(e, "kind") for e in record.events if e["kind"] in RECOVERIES]
 
 
 def _summary(storage: Storage) -> dict[str, Any] | None:

@@ -35,6 +35,8 @@ class Report:
         validation: The newest evaluation, or None.
         mean_waiting: The share of the replicas' time that was spent waiting for data.
         run_dir: The run's folder, path or URL.
+        trouble: Why events or push logs cannot be written just now, or empty.
+        looks: How often the shards have been asked how they stand.
     """
 
     elapsed_s: float
@@ -61,6 +63,8 @@ class Report:
     validation: dict[str, Any] | None
     mean_waiting: float
     run_dir: str = ""
+    trouble: str = ""
+    looks: int = 0
 
 
 def staleness_summary(counts: Mapping[int, int]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distbelief.observe.events import RECOVERIES
 from distbelief.observe.record import Record
 
 Axis = Literal["examples", "seconds"]
@@ -72,6 +73,14 @@ class Lives:
         life = self.open.pop(name, None)
         if life is not None:
             life.ended, life.end, life.cause = t, end, cause
+
+    def rename(self, old: str, new: str, t: float) -> None:
+        """Who lives under the one name goes on under the other, as a twin that takes over does."""
+        self.close(new, t, "lost", "")
+        life = self.open.pop(old, None)
+        if life is not None:
+            life.name = new
+            self.open[new] = life
 
     def close_all(self, t: float) -> None:
         """The end of everything, in order."""
@@ -196,15 +205,17 @@ def lives(record: Record) -> list[Life]:
             known.close_all(last)
         elif kind == "shard_started":
             where = str(event.get("node") or event.get("address") or "")
-            known.begin(f"shard {event['shard']}", t, where)
+            known.begin(_shard_name(event), t, where)
         elif kind == "replica_placed" and not event.get("stage"):
             placed[event["replica"]] = str(event.get("node", ""))
         elif kind == "replica_joined":
             where = str(event.get("host") or placed.get(event["replica"], ""))
             known.begin(f"replica {event['replica']}", t, where)
         elif kind in ("replica_lost", "shard_lost"):
-            what = kind.removesuffix("_lost")
-            known.close(f"{what} {event.get(what)}", t, "lost", str(event.get("cause", "")))
+            name = _shard_name(event) if kind == "shard_lost" else f"replica {event['replica']}"
+            known.close(name, t, "lost", str(event.get("cause", "")))
+        elif kind == "recovered" and event.get("how") == "twin":
+            known.rename(f"twin of {event['what']}", str(event["what"]), t)
         elif kind == "end":
             known.close_all(t)
         last = max(last, t)
@@ -227,12 +238,13 @@ def incidents(record: Record) -> list[Incident]:
 
 def _told(e: dict[str, Any]) -> str:
     kind = e["kind"]
-    if kind in ("replica_lost", "shard_lost"):
-        what = kind.removesuffix("_lost")
+    if kind == "shard_lost":
+        return f"{_shard_name(e)} was lost: {e.get('cause', '')}"
+    if kind == "replica_lost":
         n = len(e.get("items_returned", ()))
         went = f"; {n} item{'s' if n != 1 else ''} went to others" if n else ""
-        return f"{what} {e.get(what)} was lost: {e.get('cause', '')}{went}"
-    if kind.endswith("_replaced"):
+        return f"replica {e.get('replica')} was lost: {e.get('cause', '')}{went}"
+    if kind in RECOVERIES:
         by = f" by replica {e['replica']}" if kind == "replica_replaced" and "replica" in e else ""
         seconds = e.get("seconds")
         after = f" after {seconds:.1f} s" if seconds is not None else ""
@@ -240,6 +252,10 @@ def _told(e: dict[str, Any]) -> str:
     told = {
         "resumed": "resumed from snapshot {snapshot} at {examples_applied} images",
         "set_aside": "item {item} set aside: {reason}",
+        "coordinator_lost": "the coordinator was lost: {cause}",
+        "evaluator_lost": "the evaluator was lost: {cause}",
+        "replica_dismissed": "replica {replica} was dismissed: {cause}",
+        "shard_forgot": "shard {shard} has forgotten {items} items, which are done again",
         "evaluation_failed": "evaluation after epoch {epoch} failed: {cause}",
         "evaluation_left_out": "evaluation after epoch {epoch} left out",
         "snapshot_failed": "a snapshot failed: {cause}",
@@ -249,6 +265,11 @@ def _told(e: dict[str, Any]) -> str:
         "end": "{status}",
     }
     return told[kind].format_map(_Known(e)) if kind in told else ""
+
+
+def _shard_name(event: dict[str, Any]) -> str:
+    name = f"shard {event.get('shard')}"
+    return f"twin of {name}" if event.get("role") == "twin" else name
 
 
 class _Known(dict[str, Any]):

@@ -68,7 +68,8 @@ def summary_rows(record: Record) -> dict[str, str]:
     rows["parameters"] = f"{record.config.get('parameters', 0):,}"
     if r.mean_waiting:
         rows["waiting for data"] = f"{r.mean_waiting:.1%} of the replicas' time"
-    if lost := len(record.of("replica_lost")) + len(record.of("shard_lost")):
+    lost_shards = [e for e in record.of("shard_lost") if e.get("role") != "twin"]
+    if lost := len(record.of("replica_lost")) + len(lost_shards):
         rows["lost"] = str(lost)
     versions = record.config.get("versions", {})
     rows["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from distbelief.observe.lasting import Lasting
 from distbelief.observe.report import Report, progress_line
 
 Say = Callable[[str], None]
@@ -39,11 +41,11 @@ class Lines:
     """Satisfies :class:`View` with a progress line every few seconds.
 
     Args:
-        write: Takes each line.
+        write: Takes each line; by default they are printed to the standard output.
     """
 
-    def __init__(self, write: Say) -> None:
-        self._write = write
+    def __init__(self, write: Say | None = None) -> None:
+        self._write = write or Lasting(sys.stdout).say
         self._shown_at: float | None = None
 
     def __enter__(self) -> Lines:

@@ -17,6 +17,7 @@ from distbelief.runtime.folder import PROBE, RECORD, SUMMARY, WRITTEN
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.resume import Resumed
 from distbelief.runtime.snapshots import numbers
+from distbelief.serving import Serving, write_serving
 from distbelief.storage import write_json
 
 
@@ -54,8 +55,13 @@ def begin(prepared: Prepared) -> None:
         raise ConfigError("run_dir", f"cannot write to {storage.url}: {reason}") from error
 
 
-def discard(prepared: Prepared) -> None:
-    """Takes back what a run has written that never began to train, as far as that can be done."""
+def discard(prepared: Prepared, serving: Serving | None) -> None:
+    """Takes back what a run has written that never began to train, as far as that can be done.
+
+    Args:
+        prepared: The run.
+        serving: Who served when it was left, if it was resumed.
+    """
     storage, before = prepared.storage, prepared.before
     with contextlib.suppress(OSError):  # another error is on its way up, and is the one to tell
         storage.remove(PROBE)
@@ -67,6 +73,8 @@ def discard(prepared: Prepared) -> None:
         for name in storage.logs("pushes"):
             if name.endswith(mark):
                 storage.remove(f"pushes/{name}")
+        if serving is not None:
+            write_serving(storage, serving)
         write_json(storage, RECORD, before.record)
         write_json(storage, SUMMARY, before.summary)
         _tell(prepared, "end", status=before.summary.get("status", "interrupted"))

@@ -45,6 +45,30 @@ def claimed(storage: Storage, *, on_loss: Callable[[], None] = lambda: None) -> 
             yield
 
 
+def held(storage: Storage) -> bool:
+    """Whether a process holds the folder at this moment; nothing is changed.
+
+    Raises:
+        OSError: the folder cannot be looked at.
+    """
+    if isinstance(storage, LocalStorage):
+        try:
+            descriptor = os.open(storage.path / NAME, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            # Shared, so that those who look do not see each other; it is let go at once.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:  # a filesystem that has no locks
+            pass
+        finally:
+            os.close(descriptor)
+    return _holder(storage) is not None
+
+
 @contextmanager
 def _made(storage: LocalStorage) -> Iterator[None]:
     """The folder and those above it, which go again if nothing was put into them."""
@@ -112,17 +136,24 @@ def _is(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _holder(storage: Storage) -> str | None:
+    """Who has renewed a claim of late."""
+    try:
+        claim = json.loads(storage.read(NAME))
+        by, age_s = f"process {claim['pid']} on {claim['host']}", time.time() - float(claim["at"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # cut short: whoever wrote it has died since, or will find this claim
+    return by if age_s < STALE_S else None
+
+
 def _require_stale(storage: Storage) -> None:
     try:
-        held = json.loads(storage.read(NAME))
-        by, age_s = f"process {held['pid']} on {held['host']}", time.time() - float(held["at"])
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError):
-        return  # cut short: whoever wrote it has died since, or will find this claim
+        by = _holder(storage)
     except OSError as error:
         raise ConfigError("run_dir", f"cannot look at {storage.url}: {error}") from error
-    if age_s < STALE_S:
+    if by is not None:
         raise _in_use(storage, by)
 
 
@@ -161,8 +192,9 @@ def _beating(storage: Storage, on_loss: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        if _is_mine(storage, mine["word"]):
-            storage.remove(NAME)
+        with contextlib.suppress(OSError):  # it is stale soon; the run's own end is what counts
+            if _is_mine(storage, mine["word"]):
+                storage.remove(NAME)
 
 
 def _is_mine(storage: Storage, word: object) -> bool:

@@ -12,12 +12,15 @@ from distbelief.config import TrainConfig
 from distbelief.errors import ConfigError
 from distbelief.product.frozen import FROZEN
 from distbelief.runtime.snapshots import manifests
+from distbelief.runtime.stopping import NAME as STOP
+from distbelief.serving import NAME as SERVING
 from distbelief.storage import Storage, storage_at
 
 RECORD = "config.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 PROBE = ".probe"
+LOG = "driver.log"
 WRITTEN = (
     RECORD,
     PROBE,
@@ -27,9 +30,14 @@ WRITTEN = (
     SUMMARY,
     MODEL,
     FROZEN,
+    SERVING,
+    STOP,
     "tensorboard",
 )
-"""What a run writes into its folder, which must hold none of it at the start."""
+"""What a run writes into its folder, which must hold none of it at the start.
+
+:data:`LOG` is none of it: it is there before a detached run begins, and after one that failed.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distbelief.coordinator.coordinator import RunStatus
@@ -22,7 +22,10 @@ SILENT_S = 5.0
 
 
 class Throughput:
-    """A rate from a series of (seconds, count so far): images, or bytes. Thread-safe."""
+    """A rate from a series of (seconds, count so far): images, or bytes. Thread-safe.
+
+    A count may fall: a shard that came back with less than it had counts from there.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,6 +39,8 @@ class Throughput:
             if count and (self._last is None or count != self._last[1]):
                 self._first = self._first or (seconds, count)
                 self._last = (seconds, count)
+            if self._recent and count < self._recent[-1][1]:
+                self._recent.clear()  # some was lost: the rate is that of what comes from now on
             self._recent.append((seconds, count))
             while self._recent[0][0] < seconds - RATE_WINDOW_S and len(self._recent) > 2:
                 self._recent.popleft()
@@ -54,7 +59,7 @@ class Throughput:
 
 
 def _slope(a: tuple[float, int], b: tuple[float, int]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0]) if b[0] > a[0] else 0.0
+    return max(0, b[1] - a[1]) / (b[0] - a[0]) if b[0] > a[0] else 0.0
 
 
 class Gauges:
@@ -80,6 +85,9 @@ class Gauges:
         snapshot: dict[str, Any] | None,
         validation: dict[str, Any] | None,
         run_dir: str,
+        forgotten: Mapping[tuple[int, int], int] | None = None,
+        trouble: str = "",
+        looks: int = 0,
     ) -> Report:
         """How the run stands: the coordinator's status, with rates and what remains."""
         rate = self._images.now()
@@ -106,11 +114,16 @@ class Gauges:
             replicas=tuple(
                 self._replica(m) for m in sorted(s.members, key=lambda member: member.replica)
             ),
-            shards=tuple(self._shard(state) for state in s.shards),
+            shards=tuple(
+                self._shard(state, (forgotten or {}).get((state.shard, state.incarnation), 0))
+                for state in s.shards
+            ),
             snapshot=snapshot,
             validation=validation,
             mean_waiting=_waiting_share(s.members) or 0.0,
             run_dir=run_dir,
+            looks=looks,
+            trouble=trouble or next((state.trouble for state in s.shards if state.trouble), ""),
         )
 
     def _replica(self, m: Member) -> dict[str, Any]:
@@ -130,7 +143,7 @@ class Gauges:
             "waiting": _waiting_share([m]),
         }
 
-    def _shard(self, state: ShardState) -> dict[str, Any]:
+    def _shard(self, state: ShardState, n_forgotten: int) -> dict[str, Any]:
         return {
             "shard": state.shard,
             "incarnation": state.incarnation,
@@ -139,6 +152,8 @@ class Gauges:
             "applied": state.clock,
             "repeated": state.repeated,
             "refused": sum(state.refused.values()),
+            "forgotten": n_forgotten,
+            "twin": state.twin,
             "mb_per_second": self._traffic[state.shard].now() / 1e6,
             "traffic": dict(state.traffic),
         }

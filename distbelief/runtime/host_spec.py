@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from distbelief.config import TrainConfig
 from distbelief.coordinator.schedule import Schedule
 from distbelief.coordinator.snapshots import Manifest
+from distbelief.faults.points import Fault
 from distbelief.runtime.prepare import Prepared
+from distbelief.runtime.task import Task
 from distbelief.storage import Storage
 
 
@@ -17,6 +19,7 @@ class HostSpec:
 
     Attributes:
         config: The run.
+        task: What it trains.
         schedule: The learning rate of each item.
         layout: Fingerprint of the layout.
         storage: The run's folder.
@@ -25,9 +28,14 @@ class HostSpec:
         resumed: The snapshot that it goes on from, or None.
         abandoned: Snapshots of a history that did not survive.
         epochs_told: Epochs whose end is in the events already.
+        start: How many times the coordinator has been started in this start of the run, from 1.
+        replicas: Those that are at work when it starts, and hold items.
+        lost: Those that are not to be heard any more.
+        faults: Faults to be injected, for tests.
     """
 
     config: TrainConfig
+    task: Task
     schedule: Schedule
     layout: str
     storage: Storage
@@ -36,12 +44,35 @@ class HostSpec:
     resumed: Manifest | None = None
     abandoned: frozenset[int] = frozenset()
     epochs_told: int = 0
+    start: int = 1
+    replicas: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()
+    faults: tuple[Fault, ...] = ()
+
+    def names_of(self, item: int) -> list[str]:
+        """The names of an item's examples; opens the data.
+
+        Raises:
+            UsageError: the data cannot be read here.
+        """
+        train = self.task.open_data(self.config).train
+        which = self.schedule.plan.item(item)
+        order = train.epoch_order(self.config.seed, which.epoch)
+        return [train.name(int(index)) for index in order[which.begin : which.end]]
 
     @classmethod
-    def of(cls, prepared: Prepared) -> HostSpec:
-        """What the coordinator of a run must know."""
+    def of(
+        cls,
+        prepared: Prepared,
+        *,
+        start: int = 1,
+        replicas: frozenset[int] = frozenset(),
+        lost: frozenset[int] = frozenset(),
+    ) -> HostSpec:
+        """What a coordinator of the run must know: the first one, or one that follows it."""
         return cls(
             config=prepared.config,
+            task=prepared.task,
             schedule=prepared.schedule,
             layout=prepared.layout.fingerprint,
             storage=prepared.storage,
@@ -50,4 +81,8 @@ class HostSpec:
             resumed=prepared.resumed,
             abandoned=frozenset(prepared.abandoned),
             epochs_told=0 if prepared.before is None else prepared.before.epochs_told,
+            faults=prepared.faults,
+            start=start,
+            replicas=replicas,
+            lost=lost,
         )

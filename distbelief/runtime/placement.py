@@ -94,7 +94,9 @@ def bundles_of(slot: ReplicaConfig, nodes: Sequence[Node]) -> tuple[dict[str, fl
     )
 
 
-def place(nodes: Sequence[Node], n_shards: int, slots: Sequence[ReplicaConfig]) -> list[Placement]:
+def place(
+    nodes: Sequence[Node], n_shards: int, slots: Sequence[ReplicaConfig], *, copies: int = 1
+) -> list[Placement]:
     """Spreads shards, then replicas, each over the nodes that have room, least laden first.
 
     Shards come first, since a run cannot do without them. A replica's stages go to one node if any
@@ -105,19 +107,22 @@ def place(nodes: Sequence[Node], n_shards: int, slots: Sequence[ReplicaConfig]) 
         nodes: The cluster.
         n_shards: Shards of the run.
         slots: Its replicas, their devices decided.
+        copies: Places of each shard, on different nodes where that is possible: with 2 for a twin.
 
     Returns:
-        The shards in order, then the replicas in theirs.
+        The shards in order, then their second places, then the replicas in order.
     """
     free = {node.node_id: dict(node.free) for node in nodes}
-    shards = [(bundle_for(SHARD, nodes),)] * n_shards
+    shards = [(bundle_for(SHARD, nodes),)] * (n_shards * copies)
     replicas = [bundles_of(slot, nodes) for slot in slots]
     placements = []
     for role, needs in ((SHARD, shards), (REPLICA, replicas)):
         laden = dict.fromkeys(free, 0)
-        found = {}
+        found: dict[int, Placement] = {}
         for index in sorted(range(len(needs)), key=lambda i: _greed(needs[i]), reverse=True):
-            node_ids = _choose(free, laden, needs[index])
+            beside = found.get(index - n_shards) if role == SHARD else None
+            shunned = () if beside is None else beside.node_ids or ()
+            node_ids = _choose_apart(free, laden, needs[index], shunned)
             found[index] = Placement(role, index, needs[index], node_ids)
             for node_id, bundle in zip(node_ids or (), needs[index], strict=False):
                 laden[node_id] += 1
@@ -126,14 +131,18 @@ def place(nodes: Sequence[Node], n_shards: int, slots: Sequence[ReplicaConfig]) 
     return placements
 
 
-def place_again(nodes: Sequence[Node], old: Placement) -> Placement:
-    """A place for a replacement, on the nodes with most room; it may have what the old one held."""
+def place_again(nodes: Sequence[Node], old: Placement, *, shunned: Iterable[str] = ()) -> Placement:
+    """A place for a replacement, on the nodes with most room; it may have what the old one held.
+
+    Nodes that are ``shunned`` are taken only if no other has room.
+    """
     free = {node.node_id: dict(node.free) for node in nodes}
     for node_id, bundle in zip(old.node_ids or (), old.bundles, strict=False):
         if node_id in free:
             for name, amount in bundle.items():
                 free[node_id][name] = free[node_id].get(name, 0.0) + amount
-    return dataclasses.replace(old, node_ids=_choose(free, dict.fromkeys(free, 0), old.bundles))
+    node_ids = _choose_apart(free, dict.fromkeys(free, 0), old.bundles, shunned)
+    return dataclasses.replace(old, node_ids=node_ids)
 
 
 def neighbours(
@@ -171,6 +180,18 @@ def require_room(placements: Sequence[Placement], nodes: Sequence[Node], patienc
                 f"{len(mine)} {role}s ({' and '.join(each)}{' each' if alike else ''}), and no "
                 f"more came within {patience_s:g} s; ask for fewer or add nodes"
             )
+
+
+def _choose_apart(
+    free: Mapping[str, Resources],
+    laden: Mapping[str, int],
+    bundles: Sequence[Resources],
+    shunned: Iterable[str],
+) -> tuple[str, ...] | None:
+    """As :func:`_choose`, without nodes that are shunned if that can be."""
+    avoided = set(shunned)
+    apart = {node_id: has for node_id, has in free.items() if node_id not in avoided}
+    return _choose(apart, laden, bundles) or _choose(free, laden, bundles)
 
 
 def _choose(

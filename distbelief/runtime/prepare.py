@@ -14,6 +14,7 @@ from distbelief.coordinator.schedule import Schedule
 from distbelief.coordinator.snapshots import Manifest, abandoned_snapshots
 from distbelief.data.dataset import Dataset
 from distbelief.errors import ConfigError
+from distbelief.faults.points import Fault
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
 from distbelief.models.stages import StagePlan
@@ -28,6 +29,7 @@ from distbelief.runtime.transfer import take_weights
 from distbelief.server.restore import Restore
 from distbelief.server.spec import ShardSpec
 from distbelief.storage import Storage
+from distbelief.transport.security import Tls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class Prepared:
         frozen: What of the initial values no shard holds, if they came from elsewhere.
         stage_plans: How the replicas of each slot are divided, None where they are not.
         n_ports: Parts of pushes that may come to a shard at once.
+        faults: Faults to be injected, for tests.
+        abandoned: Snapshots of a history that did not survive, this resumption's own included.
     """
 
     config: TrainConfig
@@ -74,6 +78,8 @@ class Prepared:
     frozen: bytes | None = None
     stage_plans: tuple[StagePlan | None, ...] = ()
     n_ports: int = 0
+    faults: tuple[Fault, ...] = ()
+    abandoned: tuple[int, ...] = ()
 
     @property
     def resumed(self) -> Manifest | None:
@@ -81,23 +87,23 @@ class Prepared:
         return None if self.before is None else self.before.manifest
 
     @property
-    def abandoned(self) -> list[int]:
-        """Snapshots of a history that did not survive, this resumption's own included."""
-        if self.before is None:
-            return []
-        later = [n for n in numbers(self.storage) if n > self.before.manifest.number]
-        return [*abandoned_snapshots(self.before.record), *later]
-
-    @property
     def schedule(self) -> Schedule:
         """The learning rate of each item."""
         return Schedule(self.config.schedule, self.plan)
 
-    def shard_spec(self, index: int) -> ShardSpec:
-        """What one shard must know."""
+    def shard_spec(
+        self, index: int, *, incarnation: int | None = None, snapshot: Manifest | None = None
+    ) -> ShardSpec:
+        """What one shard must know.
+
+        Args:
+            index: Which shard.
+            incarnation: Which start of it; by default that of the run's start.
+            snapshot: Where it begins; by default where the run does.
+        """
         n_shards = self.config.cluster.shards
         begin, end = self.layout.shard_ranges(n_shards)[index]
-        snapshot = self.resumed
+        snapshot = snapshot or self.resumed
         restore = (
             None if snapshot is None else Restore(snapshot.number, snapshot.overlapping(begin, end))
         )
@@ -108,7 +114,7 @@ class Prepared:
             end=end,
             segments=self.layout.segments(begin, end),
             layout=self.layout.fingerprint,
-            incarnation=self.incarnation,
+            incarnation=self.incarnation if incarnation is None else incarnation,
             examples_per_item=self.plan.examples_per_item,
             total_examples=self.plan.total_examples,
             n_ports=self.n_ports,
@@ -118,7 +124,13 @@ class Prepared:
             averaging=self.config.averaging,
             storage=self.storage,
             restore=restore,
+            faults=self.faults,
         )
+
+    def twin_spec(self, index: int, incarnation: int) -> ShardSpec:
+        """What the twin of a shard must know: it gets its state from that shard."""
+        spec = self.shard_spec(index, incarnation=incarnation)
+        return replace(spec, restore=None, twin=True)
 
 
 def plan_of(config: TrainConfig, dataset: Dataset) -> ItemPlan:
@@ -164,6 +176,7 @@ def prepare(
     started_at = time.time() if started_at is None else started_at
     task = task or Task()
     config = _absolute(config)
+    Tls.of(config.cluster)  # before anything is opened
     before = None if resume is None else resumed_run(resume, config)
     if storage is None:
         storage = folder_of(config, started_at) if before is None else before.storage
@@ -207,7 +220,16 @@ def prepare(
         frozen=frozen,
         stage_plans=division.plans,
         n_ports=division.n_ports,
+        abandoned=_abandoned(before),
     )
+
+
+def _abandoned(before: Resumed | None) -> tuple[int, ...]:
+    """Settled before the run takes snapshots of its own, which have higher numbers too."""
+    if before is None:
+        return ()
+    later = [n for n in numbers(before.storage) if n > before.manifest.number]
+    return (*abandoned_snapshots(before.record), *later)
 
 
 def _flat(model: torch.nn.Module, layout: Layout) -> torch.Tensor:
@@ -226,6 +248,9 @@ def digests_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
+    if config.cluster.tls is not None:
+        tls = os.path.abspath(os.path.expanduser(config.cluster.tls))
+        config = replace(config, cluster=replace(config.cluster, tls=tls))
     if config.data.data is None or "://" in config.data.data:
         return config
     data = os.path.abspath(os.path.expanduser(config.data.data))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.worker
 from ray._private.state import available_resources_per_node
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
@@ -81,13 +82,34 @@ def _cluster_of_this_host() -> str | None:
                 f"unset it, or say --address local"
             )
         return given
-    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
-    word = folder / "ray_current_cluster"
+    word = _word_file()
     try:
         address = word.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return address if address and answers_grpc(address, PROBE_S) else None
+
+
+def _word_file() -> Path:
+    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
+    return folder / "ray" / "ray_current_cluster"
+
+
+@contextmanager
+def _word_kept() -> Iterator[None]:
+    """A cluster that is started in this block leaves no word of itself: no other run shall join it.
+
+    Ray writes its address where others look for the cluster of this host, and it ends with its run.
+    """
+    word = _word_file()
+    before = word.read_bytes() if word.exists() else None
+    try:
+        yield
+    finally:
+        if before is None:
+            word.unlink(missing_ok=True)
+        else:
+            word.write_bytes(before)
 
 
 @contextmanager
@@ -96,7 +118,7 @@ def connected(cluster: Cluster, *, n_shards: int, n_stages: int) -> Iterator[Non
 
     Args:
         cluster: Which one.
-        n_shards: Shards that a local one has room for.
+        n_shards: Shards, twins included, that a local one has room for.
         n_stages: Stages of all replicas that a local one has room for.
     """
     if ray.is_initialized():
@@ -104,15 +126,16 @@ def connected(cluster: Cluster, *, n_shards: int, n_stages: int) -> Iterator[Non
         return
     if cluster.address is None:
         # Resources of our own, since CPU fractions on small hosts leave actors pending for ever.
-        ray.init(
-            address="local",
-            num_cpus=1,
-            resources={SHARD: n_shards, REPLICA: n_stages},
-            object_store_memory=OBJECT_STORE_NBYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _word_kept():
+            ray.init(
+                address="local",
+                num_cpus=1,
+                resources={SHARD: n_shards, REPLICA: n_stages},
+                object_store_memory=OBJECT_STORE_NBYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     else:
         _use_token_of_this_host(cluster.address)
         try:
@@ -121,11 +144,26 @@ def connected(cluster: Cluster, *, n_shards: int, n_stages: int) -> Iterator[Non
             raise ClusterError(
                 f"--address {cluster.address}: cannot join the Ray cluster there: {error}"
             ) from error
+    with _without_words_of_ray():
+        try:
+            _restrict_token()
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _without_words_of_ray() -> Iterator[None]:
+    """Ray prints a paragraph for each process that dies, whatever ``log_to_driver`` says.
+
+    Of deaths the run itself tells. The switch is the one by which Ray's debugger keeps the terminal
+    to itself.
+    """
+    ray._private.worker._worker_logs_enabled = False
     try:
-        _restrict_token()
         yield
     finally:
-        ray.shutdown()
+        ray._private.worker._worker_logs_enabled = True
 
 
 def _token_file() -> Path:

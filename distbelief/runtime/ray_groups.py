@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -44,6 +44,7 @@ class Groups:
         n_shards: int,
         slots: Sequence[ReplicaConfig],
         *,
+        copies: int,
         patience_s: float,
         say: Callable[[str], None],
         check: Callable[[], None],
@@ -55,6 +56,7 @@ class Groups:
         Args:
             n_shards: Shards of the run.
             slots: Its replicas, their devices decided.
+            copies: Places of each shard; see :func:`~distbelief.runtime.placement.place`.
             patience_s: How long to wait for nodes that are not there yet.
             say: Tells the user.
             check: See above.
@@ -64,7 +66,7 @@ class Groups:
         """
         here = nodes()
         self._hosts = {node.node_id: node.host for node in here}
-        placements = place(here, n_shards, slots)
+        placements = place(here, n_shards, slots, copies=copies)
         for placement in placements:
             self._add(placement)
         unplaced = sum(len(p.bundles) for p in placements if p.node_ids is None)
@@ -98,15 +100,30 @@ class Groups:
         placements = [self._settled(*key) for key in self._groups]
         return neighbours(placements, self._hosts, slot, stage)
 
-    def renew(self, role: str, index: int) -> None:
-        """Reserves anew if a node of the group has died; does not wait."""
+    def node_of(self, role: str, index: int, stage: int = 0) -> str | None:
+        """The node of a process, if it has been decided."""
+        node_ids = self._settled(role, index).node_ids
+        return None if node_ids is None else node_ids[stage]
+
+    def renew(
+        self, role: str, index: int, *, shunned: Iterable[str] = (), hung: bool = False
+    ) -> None:
+        """Reserves anew if a node of the group has died or is shunned; does not wait.
+
+        Args:
+            role: Of the group.
+            index: Of the group.
+            shunned: Nodes that do not answer, whatever Ray thinks of them.
+            hung: Whether the process may be there still, and hold what the group has.
+        """
         old = self._settled(role, index)
         here = nodes()
         self._hosts = {node.node_id: node.host for node in here}
-        if old.node_ids is not None and self._hosts.keys() >= set(old.node_ids):
+        alive = self._hosts.keys() - set(shunned)
+        if not hung and old.node_ids is not None and alive >= set(old.node_ids):
             return
         remove_placement_group(self._groups[role, index])
-        self._add(place_again(here, old))
+        self._add(place_again(here, old, shunned=shunned))
 
     def clear(self) -> None:
         """Gives all room back."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from distbelief.errors import DistBeliefError, StageLostError
-from distbelief.runtime.endpoints import Endpoint
+from distbelief.errors import DistBeliefError, ProcessLostError, StageLostError
+from distbelief.runtime.endpoints import Access
 from distbelief.runtime.placement import REPLICA
-from distbelief.runtime.ray_actors import Handle, Ref, ReplicaActor, unwrapped
+from distbelief.runtime.ray_actors import Handle, Ref, ReplicaActor, replica_name
+from distbelief.runtime.ray_errors import unwrapped
 from distbelief.runtime.ray_groups import Groups
 from distbelief.runtime.ray_staff import Staff
 from distbelief.runtime.worker import ModelSpec, Threads
@@ -56,9 +57,7 @@ class Replicas:
         """What to wait for: the call of each stage that has not ended."""
         return [call for running in self._running.values() for call in running.calls]
 
-    def start(
-        self, replica: int, endpoints: Sequence[Endpoint], token: str, coordinator: Handle
-    ) -> None:
+    def start(self, replica: int, access: Access) -> None:
         """Starts a replica in the slot that has been free the longest; does not block."""
         slot = self._free.pop(0)
         actors = self._spares.pop(slot, None) or self._actors(slot)
@@ -66,18 +65,16 @@ class Replicas:
         # A reference, which Ray resolves for every stage before its call begins.
         meeting = actors[0].meet.remote(n_stages) if n_stages > 1 else None
         calls = {
-            actor.run.remote(
-                self._spec, replica, slot, stage, meeting, endpoints, token, coordinator
-            ): stage
+            actor.run.remote(self._spec, replica, slot, stage, meeting, access): stage
             for stage, actor in enumerate(actors)
         }
         self._running[replica] = _Running(slot, actors, calls)
 
-    def ended(self, ready: Sequence[Ref]) -> list[ReplicaEnd]:
+    def ended(self, ready: Sequence[Ref], *, shunned: Iterable[str] = ()) -> list[ReplicaEnd]:
         """What calls that are over mean for their replicas; those are then gone, every stage.
 
         A replica has ended in order when all stages have. When one fails, the others are waited
-        for, :data:`CAUSE_S` at most.
+        for, :data:`CAUSE_S` at most. Nodes that are ``shunned`` are not for their successors.
         """
         ends = []
         for replica, running in list(self._running.items()):
@@ -88,9 +85,37 @@ class Replicas:
                 continue
             self._dismiss(replica)
             if errors:
-                self._groups.renew(REPLICA, running.slot)
+                self._groups.renew(REPLICA, running.slot, shunned=shunned)
             ends.append(ReplicaEnd(replica, first_cause(errors) if errors else None))
         return ends
+
+    def give_up(self, replica: int, cause: str, *, shunned: Iterable[str]) -> ReplicaEnd | None:
+        """Takes a replica for dead that does not answer; its end, unless it has ended already."""
+        running = self._running.get(replica)
+        if running is None:
+            return None
+        self._dismiss(replica)
+        self._groups.renew(REPLICA, running.slot, shunned=shunned, hung=True)
+        return ReplicaEnd(replica, ProcessLostError("its process", cause))
+
+    def names(self) -> dict[str, int]:
+        """The replica of each process that is at work, by the name of the process."""
+        return {
+            replica_name(replica, stage): replica
+            for replica, running in self._running.items()
+            for stage in range(len(running.actors))
+        }
+
+    def node_of(self, replica: int, stage: int) -> str | None:
+        """The node of a process, if it is known."""
+        return self._groups.node_of(REPLICA, self._running[replica].slot, stage)
+
+    def seat(self, call: Ref) -> tuple[int, int] | None:
+        """The replica and the stage that have that call."""
+        for replica, running in self._running.items():
+            if call in running.calls:
+                return replica, running.calls[call]
+        return None
 
     def _actors(self, slot: int) -> list[Handle]:
         """A process for each stage."""

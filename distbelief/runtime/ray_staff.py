@@ -35,14 +35,18 @@ class Staff:
         strategy = self._groups.strategy(role, index, stage)
         return self._create(kind, strategy, self._groups.bundle(role, index, stage), threads)
 
-    def beside_driver(self, kind: type[Any]) -> Handle:
-        """Creates an actor on this node, if it can be; does not block."""
+    def beside_driver(self, kind: type[Any], name: str | None = None) -> Handle:
+        """Creates an actor on this node; does not block.
+
+        With a ``name`` the run's other actors can find it.
+        """
         here = ray.get_runtime_context().get_node_id()
-        strategy = NodeAffinitySchedulingStrategy(here, soft=True)
-        return self._create(kind, strategy, {}, Threads(1))
+        # A soft one counts for nothing where an actor asks for no CPU.
+        strategy = NodeAffinitySchedulingStrategy(here, soft=False)
+        return self._create(kind, strategy, {}, Threads(1), name)
 
     def kill(self, actor: Handle) -> None:
-        """Ends an actor at once."""
+        """Ends an actor at once; one that has been stopped ends when it is woken."""
         self._actors.remove(actor)
         ray.kill(actor)
 
@@ -55,7 +59,12 @@ class Staff:
             self.kill(actor)
 
     def _create(
-        self, kind: type[Any], strategy: object, bundle: dict[str, float], threads: Threads
+        self,
+        kind: type[Any],
+        strategy: object,
+        bundle: dict[str, float],
+        threads: Threads,
+        name: str | None = None,
     ) -> Handle:
         cpus, gpus = bundle.pop("CPU", 0.0), bundle.pop("GPU", 0.0)
         remote: Any = ray.remote(kind)
@@ -67,6 +76,7 @@ class Staff:
             max_task_retries=0,
             max_concurrency=self._max_concurrency,
             scheduling_strategy=strategy,
+            name=name,
         ).remote(tuple(sys.path), threads)
         self._actors.append(actor)
         return actor

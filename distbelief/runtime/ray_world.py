@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
-from distbelief.errors import ProcessLostError
 from distbelief.observe.report import Report
-from distbelief.runtime.endpoints import Endpoint
+from distbelief.runtime.endpoints import Access
 from distbelief.runtime.host_spec import HostSpec
 from distbelief.runtime.placement import SHARD, decide_devices
 from distbelief.runtime.prepare import Prepared
 from distbelief.runtime.ray_actors import (
-    CoordinatorActor,
     EvaluatorActor,
     Handle,
     Ref,
     ShardActor,
-    unwrapped,
+    node_address,
 )
 from distbelief.runtime.ray_cluster import Cluster, connected, nodes
+from distbelief.runtime.ray_errors import unwrapped
 from distbelief.runtime.ray_groups import SLICE_S, Groups
+from distbelief.runtime.ray_places import Places
+from distbelief.runtime.ray_posts import Posts
+from distbelief.runtime.ray_present import PresentCoordinator
 from distbelief.runtime.ray_replicas import Replicas
+from distbelief.runtime.ray_silence import Silence
 from distbelief.runtime.ray_staff import Staff, ready
-from distbelief.runtime.supervisor import Stop
+from distbelief.runtime.shunned import Shunned
+from distbelief.runtime.signals import Stop
 from distbelief.runtime.worker import ModelSpec, Threads
-from distbelief.runtime.world import ReplicaEnd
-from distbelief.transport.client import ShardClient
+from distbelief.runtime.world import Happening, Post, ProcessEnd, ProcessUp
+from distbelief.server.spec import ShardSpec
+from distbelief.services import ShardService
+from distbelief.serving import Endpoint, Serving, write_serving
+from distbelief.transport.pulse import PulseServer
+from distbelief.transport.security import Tls
 
 START_S = 180.0
 SLOW_NBYTES_PER_S = 10e6
 """What a slow storage takes or gives."""
 
-CALL_S = 60.0
+SHARD_CALL_S = 5.0
+"""Deadline of what the supervisor asks of a shard, but for feeding a twin."""
 
 
 class RayWorld:
@@ -55,14 +63,26 @@ class RayWorld:
         self._say = say
         self._config = prepared.config.cluster
         self._token = secrets.token_hex(16)
+        self._key = f"distbelief-{secrets.token_hex(4)}"
         self._spec = ModelSpec.of(prepared)
         self._stack = ExitStack()
         self._n_stages = sum(slot.stages for slot in prepared.config.slots)
+        self._n_places = self._config.shards * self._config.shard_replication
         self._groups = Groups()
         # The coordinator hears all stages at once.
         self._staff = Staff(self._groups, max_concurrency=self._n_stages + 8)
-        self._watched: dict[Ref, str] = {}
-        self._endpoints: list[Endpoint] = []
+        self._posts = Posts(self._staff)
+        self._shunned = Shunned()
+        copies = self._config.shard_replication
+        self._places = Places(self._groups, self._config.shards, copies, self._shunned)
+        self._access = Access(
+            storage=prepared.storage,
+            serving=Serving(number=0, run=prepared.incarnation, shards=()),
+            token=self._token,
+            key=self._key,
+        )
+        self._coordinator = PresentCoordinator(self._staff, self._key)
+        self._evaluator: Handle = None
 
     def __enter__(self) -> RayWorld:
         config = self._config
@@ -70,12 +90,22 @@ class RayWorld:
             where = self._cluster.address
             self._say("starting Ray" if where is None else f"joining the Ray cluster at {where}")
             stack.enter_context(
-                connected(self._cluster, n_shards=config.shards, n_stages=self._n_stages)
+                connected(self._cluster, n_shards=self._n_places, n_stages=self._n_stages)
             )
             self._stop.catch()
             divided = self._n_stages > config.replicas
             stages = f" of {self._n_stages} stages in all" if divided else ""
             self._say(f"starting {config.shards} shards and {config.replicas} replicas{stages}")
+            n_processes = self._n_stages + self._n_places + 4
+            self._pulses = stack.enter_context(
+                PulseServer(
+                    self._token,
+                    host=node_address(),
+                    n_processes=n_processes,
+                    tls=Tls.of(config),
+                )
+            )
+            self._access = dataclasses.replace(self._access, supervisor=self._pulses.endpoint)
             stack.callback(self._groups.clear)
             stack.callback(self._staff.clear)
             n_gpus = sum(node.total.get("GPU", 0.0) for node in nodes())
@@ -84,6 +114,7 @@ class RayWorld:
             self._groups.reserve(
                 config.shards,
                 run.slots,
+                copies=config.shard_replication,
                 patience_s=config.patience_s,
                 say=self._say,
                 check=self._check_stop,
@@ -100,44 +131,93 @@ class RayWorld:
     ) -> None:
         self._stack.close()
 
+    @property
+    def serving(self) -> Serving:
+        """See :class:`World`."""
+        return self._access.serving
+
     def start_replica(self, replica: int) -> None:
         """See :class:`World`."""
-        self._replicas.start(replica, self._endpoints, self._token, self._coordinator)
+        self._replicas.start(replica, self._access)
         self.emit("replica_started", replica=replica)
 
-    def wait(self, timeout_s: float) -> list[ReplicaEnd]:
+    def start_shard(self, spec: ShardSpec) -> None:
         """See :class:`World`."""
-        refs = [*self._watched, *self._replicas.calls]
-        if not ready(refs, 1, timeout_s):
-            return []
-        over = ready(refs, len(refs), 0.0)
-        for ref in over:
-            if ref in self._watched:
-                what = self._watched.pop(ref)
-                raise ProcessLostError(what, _cause_of(ref) or "it ended by itself")
-        return self._replicas.ended(over)
+        self._start_shard(spec, self._places.another(spec.index, spec.incarnation))
 
-    def report(self) -> Report:
+    def start_coordinator(self, spec: HostSpec) -> None:
         """See :class:`World`."""
-        report: Report = self._get(self._coordinator.run_report.remote())
+        self._coordinator.create(spec.start)
+        self._follow(spec)
+
+    def start_evaluator(self, start: int) -> None:
+        """See :class:`World`."""
+        self._evaluator = self._staff.beside_driver(EvaluatorActor)
+        self._evaluate(start)
+        self._coordinator.actor.use_evaluator.remote(self._evaluator)
+
+    def take_serving(self, serving: Serving) -> None:
+        """See :class:`World`."""
+        self._access = dataclasses.replace(self._access, serving=serving)
+
+    def dismiss(self, post: Post) -> None:
+        """See :class:`World`."""
+        self._silence.forget(post)
+        self._posts.dismiss(post)
+        if post.role == "shard":
+            self._places.free(post.number, post.start)
+        self._coordinator.note(post, up=False)
+
+    def shard_at(self, endpoint: Endpoint) -> AbstractContextManager[ShardService]:
+        """See :class:`World`."""
+        return self._access.client(endpoint, self._prepared.config, timeout_s=SHARD_CALL_S)
+
+    def wait(self, timeout_s: float) -> list[Happening]:
+        """See :class:`World`."""
+        refs = [*self._posts.calls, *self._replicas.calls]
+        over = ready(refs, len(refs), 0.0) if ready(refs, 1, timeout_s) else []
+        shunned = self._silence.shun_unreachable(over)
+        happened: list[Happening] = [*self._replicas.ended(over, shunned=shunned)]
+        happened += self._posts.happened(over)
+        happened += self._silence.given_up()
+        told: set[Post] = set()
+        for what in list(happened):
+            if isinstance(what, ProcessUp):
+                self._note_up(what)
+            elif isinstance(what, ProcessEnd):
+                if what.post in told:  # it was silent, and then known to be dead
+                    happened.remove(what)
+                told.add(what.post)
+                self._coordinator.note(what.post, up=False)
+        return happened
+
+    def report(self) -> Report | None:
+        """See :class:`World`."""
+        report: Report | None = self._coordinator.ask("run_report")
         return report
 
-    def replica_lost(self, replica: int, cause: str) -> int:
+    def replica_lost(self, replica: int, cause: str) -> int | None:
         """See :class:`World`."""
-        n_items: int = self._get(self._coordinator.replica_lost.remote(replica, cause))
+        n_items: int | None = self._coordinator.ask("replica_lost", replica, cause)
         return n_items
 
     def emit(self, kind: str, **fields: Any) -> None:
         """See :class:`World`."""
-        self._get(self._coordinator.emit.remote(kind, fields))
+        self._coordinator.emit(kind, fields)
 
     def stop(self) -> None:
         """See :class:`World`."""
-        self._get(self._coordinator.stop.remote())
+        self._coordinator.ask("stop")
 
-    def conclude(self, model_file: str) -> Report:
+    def conclude(self, model_file: str, meanwhile: Callable[[], object]) -> Report:
         """See :class:`World`."""
-        report: Report = self._get(self._coordinator.conclude.remote(model_file), timeout_s=None)
+        answer = self._coordinator.actor.conclude.remote(model_file)
+        while not ready([answer], 1, SLICE_S):
+            meanwhile()
+        try:
+            report: Report = ray.get(answer)
+        except RayError as error:
+            raise unwrapped(error, "the coordinator") from error
         return report
 
     def _check_stop(self) -> None:
@@ -145,77 +225,74 @@ class RayWorld:
             raise KeyboardInterrupt
 
     def _start_actors(self) -> None:
-        n_shards, prepared = self._config.shards, self._prepared
-        shards = [
-            self._staff.in_group(ShardActor, SHARD, i, threads=Threads(1)) for i in range(n_shards)
-        ]
-        self._coordinator: Handle = self._staff.beside_driver(CoordinatorActor)
-        evaluator = self._staff.beside_driver(EvaluatorActor)
+        prepared, n_shards = self._prepared, self._config.shards
+        specs = [prepared.shard_spec(i) for i in range(n_shards)]
+        for i, spec in enumerate(specs):
+            self._start_shard(spec, self._places.first(i, spec.incarnation))
+        self._coordinator.create(1)
+        self._evaluator = self._staff.beside_driver(EvaluatorActor)
         self._replicas = Replicas(self._spec, self._groups, self._staff)
-        self._endpoints = self._await_start(
-            [
-                actor.start.remote(prepared.shard_spec(i), self._token, prepared.probe)
-                for i, actor in enumerate(shards)
-            ]
-        )
-        evaluating = evaluator.start.remote(self._spec, self._endpoints, self._token)
+        self._silence = Silence(self._pulses, self._posts, self._replicas, self._shunned)
+        self._coordinator.is_silent = self._silence.of_the_coordinator
+        ups = self._await_ups(n_shards)
+        endpoints = tuple(up.endpoint for up in ups if up.endpoint is not None)
+        endpoints = tuple(sorted(endpoints, key=lambda e: e.shard))
+        self.take_serving(Serving(number=1, run=prepared.incarnation, shards=endpoints))
+        write_serving(prepared.storage, self.serving)
         if prepared.resumed is None:
-            self._load()
-        following = self._coordinator.start.remote(
-            HostSpec.of(prepared), self._endpoints, self._token, evaluator
-        )
-        self._await_start([following])
-        for e in self._endpoints:
+            for e in endpoints:
+                with self._access.client(e, prepared.config) as shard:
+                    shard.load(prepared.initial[e.begin : e.end])
+        self._evaluate(1)
+        self._follow(HostSpec.of(prepared))
+        for up in self._await_ups(2):
+            self.emit(f"{up.post.role}_started", start=up.post.start, **(up.about or {}))
+        for e in endpoints:
             self.emit(
                 "shard_started",
                 shard=e.shard,
                 incarnation=e.incarnation,
+                role="primary",
                 address=e.address,
                 node=e.node,
+                host=e.host,
+                pid=e.pid,
             )
-        self._await_start([evaluating])
-        for i, actor in enumerate(shards):
-            self._watched[actor.watch.remote()] = f"shard {i}"
-        self._watched[self._coordinator.watch.remote()] = "the coordinator"
-        self._watched[evaluator.watch.remote()] = "the evaluator"
 
-    def _load(self) -> None:
-        """Gives the shards the initial values."""
-        for e in self._endpoints:
-            with ShardClient(
-                e.shard, e.address, self._token, timeout_s=self._config.rpc_timeout_s
-            ) as client:
-                client.load(self._prepared.initial[e.begin : e.end])
+    def _start_shard(self, spec: ShardSpec, place: int) -> None:
+        actor = self._staff.in_group(ShardActor, SHARD, place, threads=Threads(1))
+        starting = actor.start.remote(
+            spec, self._prepared.config, self._access, self._prepared.probe
+        )
+        self._post(Post("shard", spec.index, spec.incarnation), actor, starting)
 
-    def _get(self, ref: Ref, timeout_s: float | None = CALL_S) -> Any:
-        """The coordinator's answer."""
-        try:
-            return ray.get(ref, timeout=timeout_s)
-        except GetTimeoutError as error:
-            cause = f"no answer within {timeout_s:g} s"
-            raise ProcessLostError("the coordinator", cause) from error
-        except RayError as error:
-            raise unwrapped(error) from error
+    def _follow(self, spec: HostSpec) -> None:
+        starting = self._coordinator.begin(spec, self._access, self._evaluator)
+        self._post(Post("coordinator", 0, spec.start), self._coordinator.actor, starting)
 
-    def _await_start(self, refs: list[Ref]) -> list[Any]:
-        """The answers of actors that start, unless the user stops the run meanwhile."""
+    def _evaluate(self, number: int) -> None:
+        starting = self._evaluator.start.remote(self._spec, self._access, number)
+        self._post(Post("evaluator", 0, number), self._evaluator, starting)
+
+    def _post(self, post: Post, actor: Handle, starting: Ref) -> None:
         # Large shards take their time to come from a snapshot, and to be written into the first.
         allowed_s = START_S + 16 * self._prepared.layout.size / SLOW_NBYTES_PER_S
-        give_up_at = time.monotonic() + allowed_s
-        while len(ready(refs, len(refs), SLICE_S)) < len(refs):
+        self._posts.start(post, actor, starting, allowed_s)
+
+    def _note_up(self, up: ProcessUp) -> None:
+        node = up.endpoint.node if up.endpoint is not None else (up.about or {}).get("node", "")
+        self._silence.note_node(up.post, str(node))
+        self._coordinator.note(up.post, up=True)
+
+    def _await_ups(self, n: int) -> list[ProcessUp]:
+        """What starts, unless it fails or the user stops the run meanwhile."""
+        ups: list[ProcessUp] = []
+        while len(ups) < n:
             self._check_stop()
-            if time.monotonic() > give_up_at:
-                cause = f"it did not start within {allowed_s:.0f} s"
-                raise ProcessLostError("a shard, the coordinator or the evaluator", cause)
-        try:
-            return list(ray.get(refs))
-        except RayError as error:
-            raise unwrapped(error) from error
-
-
-def _cause_of(ref: Ref) -> str:
-    try:
-        ray.get(ref)
-    except RayError as error:
-        return str(unwrapped(error))
-    return ""
+            refs = self._posts.calls
+            for what in self._posts.happened(ready(refs, 1, SLICE_S)):
+                if isinstance(what, ProcessEnd):
+                    raise what.error
+                self._note_up(what)
+                ups.append(what)
+        return ups

@@ -30,6 +30,11 @@ class Recorder:
         """Applied pushes by staleness, as they were when progress was last recorded."""
 
     @property
+    def trouble(self) -> str:
+        """Why events cannot be written just now, or empty."""
+        return self._events.trouble
+
+    @property
     def failure(self) -> str:
         """Why events cannot be written any more, or empty."""
         return self._events.failure
@@ -56,7 +61,9 @@ class Recorder:
             )
         for replica, o in outcomes:
             if o.refusal:
-                self.emit("refused", replica=replica, item=o.item, reason=o.refusal)
+                # By name, if they made what is not finite of parameters that are.
+                culprits = {"culprits": list(o.culprits)} if o.culprits else {}
+                self.emit("refused", replica=replica, item=o.item, reason=o.refusal, **culprits)
 
     def progress(self, report: Report) -> None:
         """Records how the run stands."""

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from distbelief.config import TrainConfig
-from distbelief.coordinator.snapshots import Manifest, abandoned_snapshots, newest_fit
+from distbelief.coordinator.snapshots import (
+    MANIFEST,
+    Manifest,
+    abandoned_snapshots,
+    newest_fit,
+)
 from distbelief.errors import ConfigError, DataError
 from distbelief.items import ItemPlan
 from distbelief.observe.events import read_events
 from distbelief.runtime.runs import Resume, recorded
 from distbelief.runtime.snapshots import manifests
 from distbelief.server.pushlog import LogHeader, incarnation_of
-from distbelief.server.statefile import check
+from distbelief.server.statefile import check, snapshot_folder
 from distbelief.storage import Storage, storage_at
 
 FIXED = ("model", "schedule", "optimizer", "averaging")
@@ -107,12 +112,14 @@ def resumed_run(resume: Resume, config: TrainConfig) -> Resumed:
     storage = storage_at(resume.run, "resume")
     require_unchanged(old, config)
     abandoned = set(abandoned_snapshots(record))
-    manifest, notes = _choose(storage, resume, config.cluster.shards, abandoned)
+    events = read_events(storage)
+    finished = {int(event["number"]) for event in events if event["kind"] == "snapshot"}
+    manifest, notes = _choose(storage, resume, config.cluster.shards, abandoned, finished)
     _check_files(storage, manifest, config.cluster.shards)
     incarnations, replicas, elapsed, epochs = [0], [-1], [manifest.elapsed_s], [0]
     for name in storage.logs("pushes"):
         incarnations.append(incarnation_of(name))
-    for event in read_events(storage):
+    for event in events:
         elapsed.append(float(event["t"]))
         if event["kind"] == "replica_started":
             replicas.append(int(event["replica"]))
@@ -198,14 +205,20 @@ def _what_depends(config: TrainConfig) -> str:
 
 
 def _choose(
-    storage: Storage, resume: Resume, n_shards: int, abandoned: set[int]
+    storage: Storage, resume: Resume, n_shards: int, abandoned: set[int], finished: set[int]
 ) -> tuple[Manifest, tuple[str, ...]]:
     found, broken = manifests(storage)
+    # A snapshot that was cut short by a crash has no manifest either, and is nobody's concern.
+    for number, error in broken.items():
+        if error is None and number in finished:
+            path = f"{storage.url}/{snapshot_folder(number)}/{MANIFEST}"
+            broken[number] = DataError(path, "is missing, and was there once")
     if resume.snapshot is not None:
         wanted = next((m for m in found if m.number == resume.snapshot), None)
         error = broken.get(resume.snapshot)
         if error is not None:
-            raise error
+            before = newest_fit([m for m in found if m.number < resume.snapshot], n_shards)
+            raise DataError(error.path, f"{error.problem}{_offer(before)}") from error
         if wanted is None:
             there = ", ".join(str(m.number) for m in found) or "none"
             raise ConfigError(

@@ -11,18 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distbelief.coordinator.snapshots import MANIFEST, Manifest, is_even, superfluous
-from distbelief.errors import DataError, SupersededError
+from distbelief.errors import DataError, RunError, SupersededError
+from distbelief.faults.points import NONE, Injector
 from distbelief.server.account import accounted_by
 from distbelief.server.applied import union
 from distbelief.server.statefile import SNAPSHOTS, snapshot_folder
+from distbelief.services import ShardService
+from distbelief.serving import read_serving
 from distbelief.storage import Storage, write_json
-from distbelief.types import ShardFile, ShardService
+from distbelief.types import ShardFile
 
 Emit = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Progressed:
     """What a manifest says of the run beside the shards' states."""
 
     examples_applied: int
@@ -44,6 +47,8 @@ class Snapshots:
         abandoned: Numbers of those that are of a history that did not survive.
         incarnation: Of the run's start that takes them; one that a later start has succeeded, and
             that goes on for a moment, must not.
+        coordinator: Which start of the coordinator it is; likewise.
+        injector: Passes points of this process.
     """
 
     def __init__(
@@ -57,7 +62,11 @@ class Snapshots:
         emit: Emit,
         abandoned: Container[int] = (),
         incarnation: int = 1,
+        coordinator: int = 1,
+        injector: Injector = NONE,
     ) -> None:
+        self._coordinator = coordinator
+        self._injector = injector
         self._abandoned = abandoned
         self._incarnation = incarnation
         self._storage = storage
@@ -66,31 +75,41 @@ class Snapshots:
         self._keep = keep
         self._pause_s = pause_s
         self._emit = emit
-        self._next = 1 + max(numbers(storage), default=-1)
+        # One that another coordinator has begun, and would go on with if it woke, is left alone.
+        self._next = 1 + max(numbers(storage), default=-1) + (coordinator > 1)
 
-    def take(self, standing: Callable[[Sequence[ShardFile]], Standing], *, reason: str) -> Manifest:
+    def take(
+        self, progressed: Callable[[Sequence[ShardFile]], Progressed], *, reason: str
+    ) -> Manifest:
         """Takes one: blocks until its manifest is there, and those that are too many are gone.
 
         Args:
-            standing: How the run stands, from what has been saved.
+            progressed: How the run stands, from what has been saved.
             reason: Why it is taken, for the event.
 
         Raises:
             RunError: a shard did not answer, or could not write.
             OSError: the manifest could not be written.
         """
-        self._require_current()
+        self.require_current()
         number, self._next = self._next, self._next + 1
         try:
-            return self._take(number, standing, reason)
+            return self._take(number, progressed, reason)
         except BaseException:
+            self._end_pauses()
             # What some shards have written of it would only fill the disk.
             with contextlib.suppress(OSError):
-                self._storage.remove(snapshot_folder(number))
+                self._remove(number)
             raise
 
+    def _end_pauses(self) -> None:
+        """Shards that could be reached shall not wait for one that could not."""
+        for shard in self._shards:
+            with contextlib.suppress(RunError):  # it ends by itself, too
+                shard.pause(0.0)
+
     def _take(
-        self, number: int, standing: Callable[[Sequence[ShardFile]], Standing], reason: str
+        self, number: int, progressed: Callable[[Sequence[ShardFile]], Progressed], reason: str
     ) -> Manifest:
         began = time.monotonic()
         with ThreadPoolExecutor(len(self._shards), thread_name_prefix="snapshot") as pool:
@@ -100,7 +119,7 @@ class Snapshots:
                 pool.submit(shard.save, number, items, self._pause_s) for shard in self._shards
             ]
             files = sorted((job.result() for job in saving), key=lambda file: file.state.begin)
-        stands = standing(files)
+        stands = progressed(files)
         manifest = Manifest(
             number=number,
             even=is_even(files),
@@ -112,7 +131,8 @@ class Snapshots:
             validation=stands.validation,
             files=tuple(files),
         )
-        self._require_current()
+        self._injector.at("before_manifest")
+        self.require_current()
         write_json(self._storage, f"{snapshot_folder(number)}/{MANIFEST}", manifest.to_dict())
         self._emit(
             "snapshot",
@@ -130,13 +150,24 @@ class Snapshots:
             self._emit("snapshot_not_removed", cause=str(error))
         return manifest
 
-    def _require_current(self) -> None:
+    def require_current(self) -> None:
+        """Makes sure that nobody has taken this coordinator's place.
+
+        Raises:
+            SupersededError: somebody has.
+        """
+        serving = read_serving(self._storage)
+        if serving is not None and serving.run > self._incarnation:
+            raise SupersededError("the run", serving.run)
+        same = serving is not None and serving.run == self._incarnation
+        if serving is not None and same and serving.coordinator > self._coordinator:
+            raise SupersededError("the coordinator", serving.coordinator)
         try:
             newest = json.loads(self._storage.read("config.json")).get("incarnation")
         except FileNotFoundError:
             return
         if newest != self._incarnation:
-            raise SupersededError(newest)
+            raise SupersededError("the run", newest)
 
     def _prune(self) -> None:
         found, broken = manifests(self._storage)
@@ -145,9 +176,12 @@ class Snapshots:
         unfinished = [n for n, error in broken.items() if error is None and n < newest]
         gone = [*superfluous(found, self._keep, self._abandoned), *unfinished]
         for number in gone:
-            # The manifest first: a folder that is half gone must not pass for a snapshot.
-            self._storage.remove(f"{snapshot_folder(number)}/{MANIFEST}")
-            self._storage.remove(snapshot_folder(number))
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        # The manifest first: a folder that is half gone must not pass for a snapshot.
+        self._storage.remove(f"{snapshot_folder(number)}/{MANIFEST}")
+        self._storage.remove(snapshot_folder(number))
 
 
 def numbers(storage: Storage) -> list[int]:
@@ -178,10 +212,37 @@ def read_manifest(storage: Storage, number: int) -> Manifest:
 
     Raises:
         FileNotFoundError: there is none; the snapshot was never finished.
-        DataError: it is damaged.
+        DataError: it is damaged, or another snapshot's.
     """
     name = f"{snapshot_folder(number)}/{MANIFEST}"
     try:
-        return Manifest.from_dict(json.loads(storage.read(name)))
+        manifest = Manifest.from_dict(json.loads(storage.read(name)))
     except ValueError as error:
         raise DataError(f"{storage.url}/{name}", f"is damaged: {error}") from error
+    if manifest.number != number:
+        problem = f"is the manifest of another snapshot, of number {manifest.number}"
+        raise DataError(f"{storage.url}/{name}", problem)
+    return manifest
+
+
+def usable(
+    storage: Storage, n_shards: int, abandoned: Container[int], say: Callable[[str], None]
+) -> list[Manifest]:
+    """The snapshots of the surviving history that so many shards can go on from, newest first.
+
+    Args:
+        storage: The run's folder.
+        n_shards: Shards of the run.
+        abandoned: Numbers of snapshots that are of another history.
+        say: Told of manifests that are damaged and newer than all others.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found, broken = manifests(storage)
+    fitting = [m for m in found if m.number not in abandoned and m.fits(n_shards)]
+    newest = max((m.number for m in fitting), default=-1)
+    for number, error in broken.items():
+        if error is not None and number > newest and number not in abandoned:
+            say(f"{error}; going further back")
+    return fitting[::-1]

@@ -18,11 +18,12 @@ import torch
 from distbelief.data.processes import LightContext, LightProcess, follow_parent
 from distbelief.errors import DistBeliefError, ProcessLostError, as_distbelief_error
 from distbelief.replica.group import Meeting, keep_store
-from distbelief.runtime.endpoints import Endpoint, connect
+from distbelief.runtime.endpoints import Access, connect
 from distbelief.runtime.seat import Seat
 from distbelief.runtime.worker import ModelSpec, run_replica
 from distbelief.runtime.world import first_cause
-from distbelief.types import CoordinatorService, Orders, ReplicaReport
+from distbelief.services import CoordinatorService
+from distbelief.types import Orders, ReplicaReport
 
 HERE = "127.0.0.1"
 
@@ -37,8 +38,7 @@ class StageTask:
 
     spec: ModelSpec
     seat: Seat
-    endpoints: tuple[Endpoint, ...]
-    token: str
+    access: Access
     n_threads: int
     n_loaders: int
 
@@ -167,7 +167,7 @@ class _PipedCoordinator:
         self._end = end
 
     def report(self, report: ReplicaReport) -> Orders:
-        """See :class:`~distbelief.types.CoordinatorService`."""
+        """See :class:`~distbelief.services.CoordinatorService`."""
         try:
             self._end.send(report)
             answer: Orders | DistBeliefError = self._end.recv()
@@ -201,7 +201,5 @@ def run_stage(task: StageTask, coordinator: CoordinatorService) -> None:
     """Runs one stage in this process."""
     with ExitStack() as stack:
         sender = f"{task.seat.replica}.{task.seat.stage}"
-        ports, _ = connect(
-            task.endpoints, task.token, task.spec.config.cluster, stack, sender=sender
-        )
+        ports = connect(task.access, task.spec.config, stack, sender=sender).ports
         run_replica(task.spec, task.seat, ports, coordinator, n_loaders=task.n_loaders)

@@ -2,82 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from contextlib import suppress
 from typing import Any
 
-from distbelief.errors import DistBeliefError, RunError, UnexpectedError, as_distbelief_error
+from distbelief.errors import ProcessLostError, RunError, as_distbelief_error
 from distbelief.observe.report import Report, summary
 from distbelief.observe.view import View
 from distbelief.runtime.folder import MODEL, SUMMARY
+from distbelief.runtime.keeper import Keeper, Members
 from distbelief.runtime.prepare import Prepared
+from distbelief.runtime.replica_keeper import ReplicaKeeper
+from distbelief.runtime.signals import Stop
 from distbelief.runtime.world import ReplicaEnd, World
 from distbelief.storage import write_json
-
-MAX_BARREN_DEATHS = 3
-"""So many replicas dying one after another, none of which did an item, end the run."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 WAIT_S = 0.25
 DRAIN_S = 60.0
 
-
-@dataclass
-class Stop:
-    """Whether the user has asked the run to end."""
-
-    event: threading.Event = field(default_factory=threading.Event)
-    signals: int = 0
-    catching: bool = False
-    starting: bool = False
-    """Whether the run is being started, where nobody else tells that the signal has come."""
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks; the second one insists."""
-        self.signals += 1
-        self.event.set()
-        if self.signals > 1:
-            raise KeyboardInterrupt
-        if self.starting:  # no print here: a signal may have come in the middle of one
-            os.write(sys.stderr.fileno(), b"stopping: what has been started is ended first\n")
-
-    def catch(self) -> None:
-        """Takes the signals again, from whatever library has put its own handlers in place.
-
-        Ray does, and would end the process at SIGTERM without a word to its actors.
-        """
-        if self.catching:
-            for number in SIGNALS:
-                signal.signal(number, self.on_signal)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask for an orderly end for the time of the block.
-
-    Outside the main thread, where Python takes no handlers, nothing is installed.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = [signal.getsignal(number) for number in SIGNALS]
-    stop.catching = True
-    stop.catch()
-    try:
-        yield stop
-    finally:
-        stop.catching = False
-        for number, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+MOST_CONCLUSIONS = 3
+"""So often it is tried."""
 
 
 class Supervisor:
@@ -89,19 +33,28 @@ class Supervisor:
         self._stop = stop
         self._view = view
         self._say = view.say
-        self._n_replicas = prepared.config.cluster.replicas
-        self._started = prepared.first_replica
         self._snapshot_told: int | None = None
         self._failure_told: str | None = None
-        self._running: set[int] = set()
-        self._awaited: list[tuple[dict[str, Any], float, int]] = []
+        self._trouble_told = ""
+        self._members = Members()
+        self._untold: list[tuple[int, str]] = []
         before = prepared.before
         self._recoveries: list[dict[str, Any]] = [
             *(before.summary.get("recoveries", []) if before else [])
         ]
-        self._barren_deaths = 0
-        self._examples_at_death = 0
+        self._replicas = ReplicaKeeper(
+            world,
+            self._members,
+            first=prepared.first_replica,
+            n_replicas=prepared.config.cluster.replicas,
+            recoveries=self._recoveries,
+            say=self._say,
+        )
         self._last_report: Report | None = None
+
+    @property
+    def _url(self) -> str:
+        return self._prepared.storage.url
 
     @property
     def has_trained(self) -> bool:
@@ -134,98 +87,136 @@ class Supervisor:
             self._world.emit("failure", cause=cause)
         except (OSError, RunError) as second:
             # The first error is on its way up; this one shall neither hide nor replace it.
-            self._say(f"and it could not be recorded: {second}")
+            how = f"make room, then go on with: distbelief train --resume {self._url}"
+            self._say(f"the run's end could not be written into its folder ({second}); {how}")
 
     def _run(self) -> dict[str, Any]:
-        if not self._stop.event.is_set():
-            for _ in range(self._n_replicas):
-                self._start_replica()
-        while True:
-            ends = self._world.wait(WAIT_S)
-            report = self._report()
+        with Keeper(
+            self._prepared,
+            self._world,
+            self._members,
+            recovered=self._recoveries.append,
+            say=self._say,
+        ) as keeper:
+            self._keeper = keeper
+            keeper.begin()
+            if not self._stop.event.is_set():
+                self._replicas.fill()
+            while True:
+                report = self._look()
+                if report is not None and self._is_over(report):
+                    ended = self._end("finished" if report.finished else "interrupted")
+                    if ended is not None:
+                        return ended
+
+    def _is_over(self, report: Report) -> bool:
+        self._replicas.note_recoveries(report)
+        self._note_snapshot(report)
+        if report.finished or self._stop.event.is_set():
+            return True
+        self._view.show(report)
+        return False
+
+    def _look(self, *, replace: bool = True) -> Report | None:
+        """Waits a moment, and deals with what has happened; how the run stands, if that is known.
+
+        Args:
+            replace: Whether replicas that are lost are replaced.
+        """
+        happenings = self._world.wait(WAIT_S)
+        report = self._world.report()
+        if report is not None:
+            self._last_report = report
             if report.failure:
                 raise RunError(report.failure)
-            for end in ends:
-                self._running.discard(end.replica)
-                if end.error is not None:
-                    self._replace(end, end.error, report)
-            self._note_recoveries(report)
-            self._note_snapshot(report)
-            if report.finished or self._stop.event.is_set():
-                break
-            self._view.show(report)
-        return self._end("finished" if report.finished else "interrupted")
+            self._tell_losses()
+        t = time.time() - self._prepared.started_at
+        for what in happenings:
+            if not isinstance(what, ReplicaEnd):
+                self._keeper.happened(what, t)
+                continue
+            self._members.running.discard(what.replica)
+            if what.error is not None:
+                n_items = self._lost(what.replica, what.cause)
+                over = self._stop.event.is_set() or (report is not None and report.finished)
+                if replace and not over:
+                    self._replicas.replace(
+                        what,
+                        what.error,
+                        n_items,
+                        t=t,
+                        report=self._last_report,
+                        has_trained=self.has_trained,
+                    )
+        self._keeper.tick(report)
+        if replace:
+            self._replicas.start_due()
+        return report
 
-    def _report(self) -> Report:
-        self._last_report = self._world.report()
-        return self._last_report
+    def _lost(self, replica: int, cause: str) -> int | None:
+        """Has the coordinator know of a death; how many items go to others, if it can tell now."""
+        self._members.lost.add(replica)
+        n_items = self._world.replica_lost(replica, cause)
+        if n_items is None:
+            self._untold.append((replica, cause))
+        return n_items
 
-    def _end(self, status: str) -> dict[str, Any]:
+    def _tell_losses(self) -> None:
+        """What a coordinator was not there to hear, and the next one need not know at its start."""
+        untold, self._untold = self._untold, []
+        for replica, cause in untold:
+            self._lost(replica, cause)
+
+    def _end(self, status: str) -> dict[str, Any] | None:
+        """Ends the run; None if it turns out that it is not at its end yet."""
         if status == "interrupted":
-            self._say("stopping: each replica finishes its item (once more not to wait)")
-        self._world.stop()
-        give_up_at = time.monotonic() + DRAIN_S
-        while self._running and time.monotonic() < give_up_at:
-            for end in self._world.wait(WAIT_S):
-                self._running.discard(end.replica)
-                if end.error is not None:
-                    self._world.replica_lost(end.replica, str(end.error))
-        if self._running:
-            self._world.emit("not_drained", replicas=sorted(self._running))
-        self._last_report = self._world.conclude(MODEL)
+            self._say("stopping: each replica finishes its item (Ctrl-C again does not wait)")
+            self._world.stop()
+        drained_by = time.monotonic() + DRAIN_S
+        give_up_at = drained_by + self._prepared.config.cluster.patience_s
+        while True:
+            report, now = self._look(replace=False), time.monotonic()
+            # Shards that are being started anew may have forgotten what the last report says.
+            sure = self._keeper.settled and self._is_newest(report)
+            if (sure and (not self._members.running or now > drained_by)) or now > give_up_at:
+                break
+            if status == "interrupted":
+                self._world.stop()  # a coordinator that was started meanwhile has not heard it
+        if status == "finished" and not (sure and report and report.finished):
+            # A shard died with the last items, and forgot some: they are to be done again.
+            self._say("a shard has forgotten some of the last items: they are done again")
+            self._replicas.fill()
+            return None
+        if self._members.running:
+            self._world.emit("not_drained", replicas=sorted(self._members.running))
+        self._last_report = self._conclude()
         self._view.show(self._last_report, last=True)
         self._world.emit("end", status=status)
         return self._write_summary(status)
 
-    def _start_replica(self) -> int:
-        replica = self._started
-        self._started += 1
-        self._world.start_replica(replica)
-        self._running.add(replica)
-        return replica
+    def _conclude(self) -> Report:
+        """Has the run concluded: once more by another coordinator, if one dies over it."""
+        before = self._keeper.n_anew
+        for attempt in range(1, MOST_CONCLUSIONS + 1):
+            try:
+                found = self._world.conclude(MODEL, lambda: self._look(replace=False))
+                break
+            except ProcessLostError as error:
+                if attempt == MOST_CONCLUSIONS or error.what != "the coordinator":
+                    raise
+                while not self._is_newest(self._look(replace=False)):
+                    pass
+        if self._keeper.n_anew != before or not self._keeper.settled:
+            what = "it died while the run was being concluded, and has forgotten some of it"
+            how = f"go on with: distbelief train --resume {self._url}"
+            raise ProcessLostError("a shard", f"{what}; {how}")
+        return found
 
-    def _replace(self, end: ReplicaEnd, error: DistBeliefError, report: Report) -> None:
-        n_items = self._world.replica_lost(end.replica, str(error))
-        if report.finished or self._stop.event.is_set():
-            return
-        # What fails before anything was done, of itself, will fail again.
-        of_itself = isinstance(error, UnexpectedError) and report.examples_applied == 0
-        if end.fatal or of_itself:
-            raise error
-        self._count_barren(end.replica, error, report)
-        successor = self._start_replica()
-        self._say(
-            f"replica {end.replica} was lost ({error}); {n_items} items go to others, "
-            f"replica {successor} takes its place"
-        )
-        recovery = {
-            "what": f"replica {end.replica}",
-            "cause": str(error),
-            "t": round(report.elapsed_s, 2),
-            "seconds": None,
-            "items_leased_again": n_items,
-        }
-        self._recoveries.append(recovery)
-        self._awaited.append((recovery, time.monotonic(), successor))
-
-    def _count_barren(self, replica: int, error: DistBeliefError, report: Report) -> None:
-        worked = any(r["replica"] == replica and r["items"] for r in report.replicas)
-        advanced = report.examples_applied > self._examples_at_death
-        self._examples_at_death = report.examples_applied
-        self._barren_deaths = 0 if worked or advanced else self._barren_deaths + 1
-        if self._barren_deaths >= MAX_BARREN_DEATHS:
-            raise error
-
-    def _note_recoveries(self, report: Report) -> None:
-        """A replacement serves once it has done its first item."""
-        working = {r["replica"] for r in report.replicas if r["items"]}
-        for entry in list(self._awaited):
-            recovery, died_at, successor = entry
-            if successor in working:
-                recovery["seconds"] = round(time.monotonic() - died_at, 2)
-                about = {name: value for name, value in recovery.items() if name != "t"}
-                self._world.emit("replica_replaced", **about, replica=successor)
-                self._awaited.remove(entry)
+    def _is_newest(self, report: Report | None) -> bool:
+        """Whether it is of the shards that serve; others may have forgotten what it says."""
+        if report is None:
+            return False
+        return tuple(s["incarnation"] for s in report.shards) == self._keeper.incarnations
 
     def _note_snapshot(self, report: Report) -> None:
         """The summary is as new as the newest snapshot."""
@@ -234,9 +225,13 @@ class Supervisor:
         if failed and failed != self._failure_told:
             self._say(f"a snapshot failed, and is tried again: {failed}")
         self._failure_told = failed
+        if report.trouble and report.trouble != self._trouble_told:
+            self._say(f"the run goes on, but its records wait, make room: {report.trouble}")
+        self._trouble_told = report.trouble
         if number != self._snapshot_told:
             self._snapshot_told = number
-            self._write_summary("running")
+            with suppress(OSError):  # it is written again at the next snapshot, and at the end
+                self._write_summary("running")
 
     def _write_summary(self, status: str, cause: str = "") -> dict[str, Any]:
         config = self._prepared.config

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distbelief.config import TrainConfig
-from distbelief.errors import ConfigError, UsageError
+from distbelief.errors import ConfigError, DataError, UsageError
+from distbelief.faults.points import Fault
 from distbelief.observe.report import duration
 from distbelief.observe.view import Lines, Say, View
 from distbelief.runtime.beginning import begin, discard
@@ -17,9 +19,12 @@ from distbelief.runtime.folder import MODEL, PROBE, folder_of
 from distbelief.runtime.local import LocalWorld
 from distbelief.runtime.prepare import Prepared, prepare
 from distbelief.runtime.runs import Resume
-from distbelief.runtime.supervisor import Stop, Supervisor, stop_on_signals
+from distbelief.runtime.signals import Stop, stop_on_signals
+from distbelief.runtime.stopping import StopFile
+from distbelief.runtime.supervisor import Supervisor
 from distbelief.runtime.task import Task
 from distbelief.runtime.world import World
+from distbelief.serving import Serving, read_serving
 from distbelief.storage import storage_at
 
 
@@ -30,15 +35,17 @@ def train(
     *,
     task: Task | None = None,
     resume: Resume | None = None,
+    faults: Sequence[Fault] = (),
 ) -> dict[str, Any]:
     """Trains, blocking until the end; returns the contents of ``summary.json`` and ``run_dir``.
 
     Args:
         config: The run.
         view: Where it is shown; by default lines on the standard output.
-        stop: Ends the run in order once it is set; by default SIGINT and SIGTERM do.
+        stop: Ends the run in order once it is set; by default SIGINT, SIGTERM and SIGHUP do.
         task: A user's own model, data or loss.
         resume: The run to go on with; ``config`` must agree with its own.
+        faults: Faults to be injected, for tests.
 
     Raises:
         UsageError: the configuration, the data or the cluster cannot work as they are.
@@ -46,7 +53,7 @@ def train(
         KeyboardInterrupt: it was stopped before it had begun, or the user insisted.
     """
     started_at = time.time()
-    view = view or Lines(print)
+    view = view or Lines()
     with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
         make_world: Callable[[Prepared, Stop], World]
         make_world = _local if config.cluster.address == "inprocess" else _on_ray(config, view.say)
@@ -57,6 +64,7 @@ def train(
         # Before anything is looked at: nobody else shall change it meanwhile.
         with claimed(storage, on_loss=stop.event.set):
             prepared = prepare(config, started_at, task=task, resume=resume, storage=storage)
+            prepared = replace(prepared, faults=tuple(faults))
             result = _run(prepared, make_world, view, stop)
     return {**result, "run_dir": storage.url}
 
@@ -69,8 +77,13 @@ def _run(
 ) -> dict[str, Any]:
     supervisor: Supervisor | None = None
     began = time.time()
+    served: Serving | None = None
+    with contextlib.suppress(DataError):  # one that is damaged is not worth putting back
+        served = read_serving(prepared.storage)
     stop.starting = True
+    stack = contextlib.ExitStack()
     try:
+        stack.enter_context(StopFile(prepared.storage, stop.event))
         begin(prepared)
         _introduce(prepared, view.say)
         with make_world(prepared, stop) as world:
@@ -83,9 +96,10 @@ def _run(
     except BaseException as error:
         hopeless = isinstance(error, UsageError)
         if supervisor is None or (hopeless and not supervisor.has_trained):
-            discard(prepared)
+            discard(prepared, served)
         raise
     finally:
+        stack.close()
         prepared.storage.remove(PROBE)
 
 

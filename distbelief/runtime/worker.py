@@ -15,6 +15,7 @@ from distbelief.data.dataset import Dataset
 from distbelief.data.loader import BatchLoader
 from distbelief.data.transforms import TrainTransform
 from distbelief.errors import ConfigError, DataError
+from distbelief.faults.points import Fault, Injector
 from distbelief.items import ItemPlan
 from distbelief.layout import Layout
 from distbelief.models.stages import StagePlan
@@ -29,8 +30,9 @@ from distbelief.runtime.folder import Probe
 from distbelief.runtime.prepare import Prepared, digests_of
 from distbelief.runtime.seat import Seat, take_seat
 from distbelief.runtime.task import Task
+from distbelief.services import CoordinatorService
 from distbelief.storage import storage_at
-from distbelief.types import CoordinatorService, Weights
+from distbelief.types import Weights
 
 BATCHES_AHEAD = 2
 """Batches that each loader process has before it: one at work, one next."""
@@ -61,6 +63,8 @@ class ModelSpec:
     probe: Probe | None = None
     stage_plans: tuple[StagePlan | None, ...] = ()
     """How each slot's replicas are divided; None for those that are not."""
+    faults: tuple[Fault, ...] = ()
+    """Faults to be injected, for tests."""
 
     @classmethod
     def of(cls, prepared: Prepared) -> ModelSpec:
@@ -74,6 +78,7 @@ class ModelSpec:
             n_outputs=prepared.n_outputs,
             digests=prepared.digests,
             stage_plans=prepared.stage_plans,
+            faults=prepared.faults,
         )
 
     def open(self) -> tuple[Dataset, torch.nn.Module, Layout]:
@@ -122,6 +127,7 @@ def run_replica(
         n_loaders: Loader processes of the first stage; 0 decodes in a thread.
     """
     dataset, model, layout = spec.open()
+    injector = Injector(spec.faults, f"replica {seat.replica}")
     with ExitStack() as stack:
         config = spec.config
         plan = spec.stage_plans[seat.slot] if spec.stage_plans else None
@@ -134,6 +140,7 @@ def run_replica(
                 replica=seat.replica,
                 patience_s=config.cluster.patience_s,
                 weights=Weights.PREDICTED if config.optimizer.predict_weights else Weights.LATEST,
+                injector=injector,
             )
         )
         progress = Progress()
@@ -163,11 +170,17 @@ def run_replica(
             clip_norm=config.optimizer.clip_norm,
             name_of=dataset.train.name,
             group=part.group,
+            injector=injector,
         )
         if feed is None:
             loop.run(None)
             return
         with Reporter(
-            coordinator, feed, progress, seat.replica, n_stages=part.group.n_stages
+            coordinator,
+            feed,
+            progress,
+            seat.replica,
+            n_stages=part.group.n_stages,
+            injector=injector,
         ) as reporter:
             loop.run(reporter)

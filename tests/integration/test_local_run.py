@@ -18,7 +18,8 @@ from distbelief.observe.view import Lines
 from distbelief.runtime.beginning import begin
 from distbelief.runtime.local import LocalWorld
 from distbelief.runtime.prepare import prepare
-from distbelief.runtime.supervisor import Stop, Supervisor
+from distbelief.runtime.signals import Stop
+from distbelief.runtime.supervisor import Supervisor
 from distbelief.runtime.task import Task
 from distbelief.storage import storage_at
 
@@ -61,6 +62,7 @@ def test_the_folder_is_as_the_documentation_says(tiny: Callable[..., TrainConfig
         "events.jsonl",
         "model.safetensors",
         "pushes",
+        "serving.json",
         "snapshots",
         "summary.json",
         "tensorboard",
@@ -75,7 +77,8 @@ def test_the_folder_is_as_the_documentation_says(tiny: Callable[..., TrainConfig
     documented = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
     assert not [kind for kind in kinds if f"`{kind}`" not in documented]
     items = [i for event in events if event["kind"] == "items" for i in event["items"]]
-    assert sorted(items) == list(range(24))
+    # One that straggles may be done by two replicas, and is applied once.
+    assert sorted(set(items)) == list(range(24))
     assert set(result) >= {
         "status",
         "wall_seconds",
@@ -97,8 +100,9 @@ def test_the_model_file_holds_the_averaged_weights(tiny: Callable[..., TrainConf
     with LocalWorld(prepared, n_loaders=0) as world:
         Supervisor(world, prepared, Stop(), Lines(lambda line: None)).run()
         newest = torch.empty(prepared.layout.size)
-        for port in world.ports:
-            port.service.fetch(newest[port.begin : port.end], begin=port.begin)
+        for e in world.serving.shards:
+            with world.shard_at(e) as shard:
+                shard.fetch(newest[e.begin : e.end], begin=e.begin)
     with safe_open(Path(prepared.storage.url) / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"]) == list(prepared.classes)
         model = Task().build_model(config, prepared.n_outputs)

@@ -18,7 +18,7 @@ from distbelief.observe.events import read_events
 from distbelief.observe.report import Report
 from distbelief.observe.view import Lines
 from distbelief.runtime.runs import Resume
-from distbelief.runtime.supervisor import Stop
+from distbelief.runtime.signals import Stop
 from distbelief.runtime.train import train
 from distbelief.storage import storage_at
 

@@ -28,8 +28,9 @@ from distbelief.runtime.claim import claimed
 from distbelief.runtime.local import LocalWorld
 from distbelief.runtime.prepare import prepare
 from distbelief.runtime.runs import Resume
+from distbelief.runtime.signals import Stop
 from distbelief.runtime.snapshots import manifests
-from distbelief.runtime.supervisor import Stop, Supervisor
+from distbelief.runtime.supervisor import Supervisor
 from distbelief.runtime.train import train
 from distbelief.server.statefile import read_vector
 from distbelief.storage import Storage, storage_at

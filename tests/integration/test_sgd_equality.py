@@ -20,7 +20,8 @@ from distbelief.replica.step import ImageInput, Step
 from distbelief.runtime.beginning import begin
 from distbelief.runtime.local import LocalWorld
 from distbelief.runtime.prepare import prepare
-from distbelief.runtime.supervisor import Stop, Supervisor
+from distbelief.runtime.signals import Stop
+from distbelief.runtime.supervisor import Supervisor
 from distbelief.runtime.task import Task
 
 STEPS = 20
@@ -34,8 +35,9 @@ def trained(config: TrainConfig, transport: Literal["direct", "grpc"]) -> torch.
         result = Supervisor(world, prepared, Stop(), Lines(lambda line: None)).run()
         assert result["pushes"]["applied"] == STEPS * config.cluster.shards
         values = torch.empty(prepared.layout.size)
-        for port in world.ports:
-            port.service.fetch(values[port.begin : port.end], begin=port.begin)
+        for e in world.serving.shards:
+            with world.shard_at(e) as shard:
+                shard.fetch(values[e.begin : e.end], begin=e.begin)
     return values
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from distbelief.errors import DataError
+from distbelief.faults.files import FULL, FaultyStorage
 from distbelief.observe.events import EventLog, read_events
-from distbelief.storage import LocalStorage, RemoteStorage
+from distbelief.storage import LocalStorage, RemoteStorage, Storage, local
 
 
 def test_an_event_has_its_time_kind_and_fields(tmp_path: Path) -> None:
@@ -133,38 +134,49 @@ def test_events_of_a_remote_folder() -> None:
     ]
 
 
-class FullLog:
-    """A log of a disk that has just become full."""
+def test_events_wait_for_a_disk_that_has_no_room_and_nobody_who_tells_has_to_catch(
+    storage: Storage,
+) -> None:
+    faulty = FaultyStorage(storage)
+    log = EventLog(faulty, 0.0, clock=lambda: 1.0)
+    log.emit("one")
+    assert (log.trouble, log.failure) == ("", "")
+    faulty.change([FULL])
+    log.emit("two")
+    log.emit("three")
+    assert log.trouble == f"cannot write to {storage.url}/events.jsonl: No space left on device"
+    assert log.failure == ""
+    with pytest.raises(OSError, match="No space left on device"):
+        log.sync()
+    faulty.change(())
+    log.emit("four")
+    assert log.trouble == ""
+    log.close()
+    assert [event["kind"] for event in read_events(storage)] == ["one", "two", "three", "four"]
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
 
-    def write(self, text: str) -> None:
-        self.lines.append(text)
-
-    def flush(self) -> None:
-        if len(self.lines) > 1:
-            raise OSError(28, "No space left on device")
-
-    def sync(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.flush()
-
-
-def test_a_full_disk_is_a_failure_that_nobody_who_tells_has_to_catch(
+def test_events_for_which_there_is_no_room_are_a_failure_and_end_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = FullLog()
-    monkeypatch.setattr(LocalStorage, "open_log", lambda self, name, new: log)
-    events = EventLog(LocalStorage(tmp_path), 0.0)
-    events.emit("one")
-    assert events.failure == ""
-    events.emit("two")
-    events.emit("three")
+    monkeypatch.setattr(local, "ROOM_NBYTES", 3000)
+    # A disk that is full in earnest.
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(local, "_cut_torn_line", lambda path: None)  # it has no end
+    log = EventLog(LocalStorage(tmp_path), 0.0)
+    log.emit("one", text="x" * 2000)
     expected = f"cannot write to {tmp_path}/events.jsonl: No space left on device"
-    assert events.failure == expected
-    assert len(log.lines) == 2, "it went on writing"
-    events.close()
-    assert events.failure == expected
+    assert (log.trouble, log.failure) == (expected, "")
+    log.emit("two", text="x" * 2000)
+    assert log.failure == expected
+    log.emit("three")
+    log.close()
+    assert log.failure == expected
+
+
+def test_events_that_are_lost_at_the_end_are_a_failure(storage: Storage) -> None:
+    faulty = FaultyStorage(storage)
+    log = EventLog(faulty, 0.0)
+    faulty.change([FULL])
+    log.emit("one")
+    log.close()
+    assert log.failure == f"cannot write to {storage.url}/events.jsonl: No space left on device"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from distbelief.observe import series
 from distbelief.observe.record import read_record
 from distbelief.observe.series import (
     Done,
+    Life,
+    Lives,
     evaluation_points,
     incidents,
     items_done,
@@ -134,6 +137,106 @@ def test_a_shard_that_is_started_again_ends_its_former_life(make_run: MakeRun) -
     assert [(x.name, x.where, x.ended, x.end) for x in found] == [
         ("shard 1", "a:1", 4.0, "lost"),
         ("shard 1", "a:1", 4.0, "running"),
+    ]
+
+
+def began(t: float, shard: int, incarnation: int, role: str) -> dict[str, Any]:
+    return {
+        "t": t,
+        "kind": "shard_started",
+        "shard": shard,
+        "incarnation": incarnation,
+        "role": role,
+        "node": f"n{incarnation}",
+    }
+
+
+def lost(t: float, shard: int, incarnation: int, role: str) -> dict[str, Any]:
+    return {
+        "t": t,
+        "kind": "shard_lost",
+        "shard": shard,
+        "incarnation": incarnation,
+        "role": role,
+        "cause": "its process died",
+    }
+
+
+def recovered(t: float, shard: int, how: str) -> dict[str, Any]:
+    return {"t": t, "kind": "recovered", "what": f"shard {shard}", "how": how, "seconds": 0.5}
+
+
+TAKEN_OVER = [
+    began(1.0, 0, 1, "primary"),
+    began(2.0, 0, 2, "twin"),
+    lost(5.0, 0, 1, "primary"),
+    recovered(5.5, 0, "twin"),
+    began(7.0, 0, 3, "twin"),
+]
+
+
+def life(life: Life) -> tuple[str, str, float, float, str]:
+    return life.name, life.where, life.began, life.ended, life.end
+
+
+def test_a_twin_that_takes_over_goes_on_as_the_shard(make_run: MakeRun) -> None:
+    found = lives(read_record(make_run(events=TAKEN_OVER)))
+    assert [life(x) for x in found] == [
+        ("shard 0", "n1", 1.0, 5.0, "lost"),
+        ("shard 0", "n2", 2.0, 7.0, "running"),
+        ("twin of shard 0", "n3", 7.0, 7.0, "running"),
+    ]
+    assert [x.cause for x in found] == ["its process died", "", ""]
+
+
+def test_it_can_be_lost_as_any_shard_and_its_twin_take_over_in_turn(make_run: MakeRun) -> None:
+    events = [*TAKEN_OVER, lost(9.0, 0, 2, "primary"), recovered(9.5, 0, "twin")]
+    assert [life(x) for x in lives(read_record(make_run(events=events)))] == [
+        ("shard 0", "n1", 1.0, 5.0, "lost"),
+        ("shard 0", "n2", 2.0, 9.0, "lost"),
+        ("shard 0", "n3", 7.0, 9.5, "running"),
+    ]
+
+
+def test_a_lost_twin_leaves_its_shard_alone(make_run: MakeRun) -> None:
+    events = [*TAKEN_OVER[:2], lost(4.0, 0, 2, "twin"), began(6.0, 0, 3, "twin")]
+    record = read_record(make_run(events=events))
+    assert [life(x) for x in lives(record)] == [
+        ("shard 0", "n1", 1.0, 6.0, "running"),
+        ("twin of shard 0", "n2", 2.0, 4.0, "lost"),
+        ("twin of shard 0", "n3", 6.0, 6.0, "running"),
+    ]
+    assert [i.text for i in incidents(record)] == ["twin of shard 0 was lost: its process died"]
+
+
+def test_a_shard_that_starts_from_a_snapshot_takes_nobodys_life(make_run: MakeRun) -> None:
+    events = [
+        *TAKEN_OVER[:2],
+        lost(5.0, 0, 1, "primary"),
+        lost(5.1, 0, 2, "twin"),
+        began(6.0, 0, 3, "primary"),
+        recovered(6.5, 0, "snapshot"),
+        began(7.0, 1, 1, "twin"),
+    ]
+    assert [life(x) for x in lives(read_record(make_run(events=events)))] == [
+        ("shard 0", "n1", 1.0, 5.0, "lost"),
+        ("twin of shard 0", "n2", 2.0, 5.1, "lost"),
+        ("shard 0", "n3", 6.0, 7.0, "running"),
+        ("twin of shard 1", "n1", 7.0, 7.0, "running"),
+    ]
+
+
+def test_a_life_that_is_renamed_keeps_its_beginning_and_ends_who_had_the_name() -> None:
+    known = Lives()
+    known.begin("shard 0", 1.0, "n1")
+    known.begin("twin of shard 0", 2.0, "n2")
+    known.rename("twin of shard 0", "shard 0", 5.0)
+    assert list(known.open) == ["shard 0"]
+    known.close("twin of shard 0", 6.0, "lost", "there is none")
+    known.close("shard 0", 8.0, "lost", "killed")
+    assert [life(x) for x in known.all] == [
+        ("shard 0", "n1", 1.0, 5.0, "lost"),
+        ("shard 0", "n2", 2.0, 8.0, "lost"),
     ]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from distbelief.errors import ConfigError
 from distbelief.runtime import claim as module
-from distbelief.runtime.claim import NAME, claimed
+from distbelief.runtime.claim import NAME, STALE_S, claimed, held
 from distbelief.storage import LocalStorage, RemoteStorage, Storage, storage_at, write_json
 
 OTHERS = {"host": "other", "pid": 7, "word": "theirs"}
@@ -44,6 +44,24 @@ def test_a_second_claim_is_refused_and_says_who_holds_it(storage: Storage) -> No
         f"{storage.url} is in use by {ME}; wait for its end (one that died lets go after 45 s at "
         f"the latest), or take another folder"
     )
+
+
+def test_whether_a_folder_is_held(storage: Storage) -> None:
+    """To look changes nothing, also for whoever claims it next."""
+    assert not held(storage)
+    with claimed(storage):
+        assert held(storage)
+        assert held(storage)
+    assert not held(storage)
+    with claimed(storage):
+        pass
+
+
+@pytest.mark.parametrize(("age_s", "expected"), [(0.0, True), (STALE_S + 1.0, False)])
+def test_a_claim_that_was_not_renewed_holds_nothing(age_s: float, expected: bool) -> None:
+    storage = RemoteStorage(f"memory://{uuid.uuid4()}/run")
+    write_json(storage, NAME, {**OTHERS, "at": time.time() - age_s})
+    assert held(storage) is expected
 
 
 def test_a_claim_ends_with_its_block(storage: Storage) -> None:

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from distbelief.errors import (
     TransportError,
     place_of,
 )
+from distbelief.faults.points import Fault
 from distbelief.items import ItemPlan
 from distbelief.observe.events import read_events
 from distbelief.runtime import coordinator_host as module
@@ -33,6 +35,7 @@ from distbelief.runtime import snapshots as taking
 from distbelief.runtime.coordinator_host import CoordinatorHost
 from distbelief.runtime.host_spec import HostSpec
 from distbelief.runtime.snapshots import manifests
+from distbelief.runtime.task import Task
 from distbelief.storage import LocalStorage
 from distbelief.types import (
     Intervals,
@@ -71,6 +74,7 @@ class FakeShard:
 
     index: int = 0
     below: int = 0
+    incarnation: int = 1
     skipped: int = 0
     aside: dict[int, str] = field(default_factory=dict)
     answers: list[BaseException | None] = field(default_factory=list)
@@ -121,7 +125,7 @@ class FakeShard:
             begin = item + 1
         return ShardState(
             shard=self.index,
-            incarnation=1,
+            incarnation=self.incarnation,
             begin=self.index,
             end=self.index + 1,
             loaded=True,
@@ -220,6 +224,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
             tensorboard: bool = False,
             incarnation: int = 1,
             epochs_told: int = 0,
+            number: int = 1,
+            replicas: frozenset[int] = frozenset(),
+            lost: frozenset[int] = frozenset(),
+            faults: tuple[Fault, ...] = (),
             **changes: Any,
         ) -> Hosted:
             plan = ItemPlan(n_examples=45, batch_size=10, n_push=1, n_items=n_items)
@@ -232,6 +240,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
                     snapshots=snapshots,
                     tensorboard=tensorboard,
                 ),
+                task=Task(),
                 schedule=Schedule(ScheduleConfig(lr=0.5), plan),
                 layout="fingerprint",
                 storage=storage,
@@ -239,6 +248,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
                 resumed=resumed,
                 incarnation=incarnation,
                 epochs_told=epochs_told,
+                start=number,
+                replicas=replicas,
+                lost=lost,
+                faults=faults,
             )
             host = CoordinatorHost(spec, shards, evaluations)
             if entered:
@@ -366,8 +379,11 @@ def test_setting_aside_is_tried_again_until_every_shard_has_been_told(start: Hos
     assert (found.failure, found.examples_set_aside) == ("", 10)
 
 
-def test_a_shard_that_is_never_told_fails_the_run(start: Host) -> None:
-    h = start(n_shards=2, patience_s=0.05)
+def test_a_shard_that_is_never_told_fails_the_run(
+    start: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAY_S", 0.05)
+    h = start(n_shards=2)
     h.shards[1].aside_answers = 1_000_000 * [AWAY]
     poison(h)
     until(lambda: h.host.run_report().failure)
@@ -413,8 +429,9 @@ def test_too_many_items_set_aside_fail_the_run(
     if fails:
         until(lambda: h.events("failure"))
         text = (
-            f"{n_aside} of {n_items} items had to be set aside: the training has diverged; lower "
-            f"--lr, or set --clip-norm; if so from the start, look at the data"
+            f"{n_aside} of {n_items} items had to be set aside, {n_aside} of them since: "
+            "not_finite, 3 times; the training has diverged; lower --lr, or set --clip-norm; if so "
+            "from the start, look at the data"
         )
         assert h.host.run_report().failure == text
         assert h.told("failure", "cause") == [text]
@@ -465,7 +482,8 @@ def test_how_long_a_shard_that_is_away_is_borne(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    h = start(patience_s=3.5, answers=list(answers), on_poll=clock.pass_)
+    monkeypatch.setattr(module, "AWAY_S", 3.5)
+    h = start(answers=list(answers), on_poll=clock.pass_)
     if polls is None:
         until(lambda: h.shards[0].polls > len(answers) + 5)
         assert h.host.run_report().failure == ""
@@ -480,8 +498,11 @@ def test_how_long_a_shard_that_is_away_is_borne(
     assert h.shards[0].polls == polls
 
 
-def test_a_shard_that_stays_away_fails_the_run(start: Host) -> None:
-    h = start(patience_s=0.05, always=AWAY)
+def test_a_shard_that_stays_away_fails_the_run(
+    start: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAY_S", 0.05)
+    h = start(always=AWAY)
     until(lambda: h.host.run_report().failure)
     assert h.host.run_report().failure == str(AWAY)
 
@@ -586,6 +607,7 @@ def test_a_snapshot_that_fails_is_told_and_tried_again(
     start: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(regular_snapshots, "RETRY_S", 0.001)
+    monkeypatch.setattr(regular_snapshots, "RETRY_AWAY_S", 0.001)
     h = start(snapshots=SnapshotConfig(snapshot_every=10))
     h.shards[0].save_answers = [ShardRefusedError(0, "cannot_save", "full"), AWAY]
     h.shards[0].below = 1
@@ -603,7 +625,10 @@ def test_a_snapshot_that_fails_is_told_and_tried_again(
     assert (found.snapshot["number"], "failed" in found.snapshot) == (3, False)
 
 
-def test_after_a_snapshot_that_failed_the_next_is_not_tried_at_once(start: Host) -> None:
+def test_after_a_snapshot_that_failed_the_next_is_not_tried_at_once(
+    start: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regular_snapshots, "RETRY_AWAY_S", 30.0)
     h = start(snapshots=SnapshotConfig(snapshot_every=10))
     h.shards[0].save_answers = 1000 * [AWAY]
     h.shards[0].below = 1
@@ -619,8 +644,9 @@ def test_a_run_that_goes_on_elsewhere_takes_no_more_snapshots(start: Host) -> No
     h = start(snapshots=SnapshotConfig(snapshot_every=10))
     h.storage.write("config.json", b'{"incarnation": 2}')
     h.shards[0].below = 1
-    until(lambda: h.host.run_report().failure)
-    assert h.host.run_report().failure == "the run goes on elsewhere, as incarnation 2"
+    until(lambda: h.host.dead)
+    assert h.host.dead == "start 2 of the run goes on elsewhere; this one ends"
+    assert h.host.run_report().failure == "", "it is this process that is of no use any more"
     assert h.shards[0].saved == [0]
     assert h.storage.names("snapshots") == ["000000"]
 
@@ -725,6 +751,98 @@ def test_snapshots_of_a_resumed_run_are_counted_from_the_one_it_goes_on_from(
     until(lambda: h.events("snapshot"))
     assert snapshots(h) == [(7, "due", 85)]
     until(lambda: not (tmp_path / "snapshots" / "000006").exists())
+
+
+# A coordinator that takes the place of one that has died
+
+
+def test_it_goes_on_from_what_the_shards_have_and_takes_no_first_snapshot(start: Host) -> None:
+    first = start(below=7)
+    until(lambda: first.told("epoch") == [1])
+    h = start(below=7, number=2, began=True)
+    assert [e["number"] for e in h.events("snapshot")] == [0], "that of the first one"
+    found = h.host.run_report()
+    assert (found.epoch, found.examples_applied) == (2, 65)
+    assert found.snapshot is not None
+    assert found.snapshot["number"] == 0
+    assert [item.number for item in h.host.report(report()).items] == [7, 8]
+    h.let_it_poll()
+    assert h.told("epoch") == [1], "it was told before"
+
+
+def test_its_leases_are_newer_than_those_of_any_before(start: Host) -> None:
+    def leases(**changes: Any) -> list[int]:
+        orders = start(began=True, **changes).host.report(report())
+        return [item.lease for item in orders.items]
+
+    found = [
+        leases(),
+        leases(number=2),
+        leases(number=3),
+        leases(incarnation=2),
+        leases(incarnation=2, number=2),
+    ]
+    assert all(max(a) < min(b) for a, b in pairwise(found))
+
+
+def test_it_leases_nothing_until_all_have_said_what_they_hold(start: Host) -> None:
+    h = start(number=2, began=True, replicas=frozenset({0, 1, 4}), lost=frozenset({4}))
+    assert h.host.report(report(0, held=((3, 77),))).items == ()
+    leased = h.host.report(report(1, held=((0, 78),))).items
+    assert [item.number for item in leased] == [1], "and what others hold stays theirs"
+    assert h.host.report(report(4)).stop, "it is not heard any more"
+    assert h.events("replica_joined") == [], "they had joined before"
+
+
+def test_its_first_look_waits_for_a_shard_that_is_away(start: Host) -> None:
+    h = start(number=2, began=True, answers=[AWAY, AWAY], below=3)
+    assert h.shards[0].polls >= 3
+    assert h.host.run_report().examples_applied == 30
+
+
+@pytest.mark.parametrize(("number", "patience_s"), [(1, 60.0), (2, 0.01)])
+def test_it_does_not_wait_for_ever_and_the_first_one_not_at_all(
+    number: int, patience_s: float, start: Host
+) -> None:
+    h = start(number=number, began=True, always=AWAY, patience_s=patience_s, entered=False)
+    with pytest.raises(TransportError):
+        h.host.__enter__()
+    assert threads() == set()
+
+
+def test_what_a_shard_has_forgotten_is_told_and_done_again(start: Host) -> None:
+    h = start(below=7)
+    until(lambda: h.told("epoch") == [1])
+    h.shards[0].incarnation, h.shards[0].below = 2, 3
+    until(lambda: h.events("shard_forgot"))
+    (told,) = h.events("shard_forgot")
+    about = {"shard": 0, "incarnation": 2, "items": 4, "from_clock": 7, "to_clock": 3}
+    assert {name: told[name] for name in about} == about
+    found = h.host.run_report()
+    assert [(s["incarnation"], s["forgotten"]) for s in found.shards] == [(2, 4)]
+    assert (found.epoch, found.examples_applied) == (1, 30)
+    assert [item.number for item in h.host.report(report()).items] == [3, 4]
+    h.shards[0].below = 5
+    until(lambda: h.told("epoch") == [1, 1])  # once more
+
+
+@pytest.mark.parametrize("point", ["before_lease", "before_observe", "after_observe"])
+def test_one_that_dies_is_dead_for_all_who_call_it(point: str, start: Host) -> None:
+    h = start(faults=(Fault(point, "coordinator", nth=2, action="die"),))
+
+    def asked() -> str:
+        with suppress(ProcessLostError):
+            h.host.report(report())
+        return h.host.dead
+
+    until(asked)
+    assert point in h.host.dead
+    with pytest.raises(ProcessLostError, match="the coordinator was lost: it died at"):
+        h.host.report(report())
+    assert h.host.run_report().failure == "", "another can take its place"
+    polls = h.shards[0].polls
+    until(lambda: not threads())
+    assert h.shards[0].polls <= polls + 1
 
 
 # The end
@@ -921,6 +1039,8 @@ def test_the_report_has_the_shards(start: Host) -> None:
             "applied": 3,
             "repeated": 0,
             "refused": 0,
+            "forgotten": 0,
+            "twin": 0,
             "mb_per_second": 0.0,
             "traffic": {},
         }

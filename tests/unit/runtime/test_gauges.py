@@ -24,6 +24,11 @@ from distbelief.runtime.gauges import RATE_WINDOW_S, Throughput
         ([(10, 100), (100, 1000)], 10.0, 10.0),
         # No time has passed.
         ([(10, 100), (10, 200)], 0.0, 0.0),
+        # Some was lost: the present begins again, and the mean is of what has been kept.
+        ([(10, 100), (14, 500), (15, 300)], 0.0, 40.0),
+        ([(10, 100), (14, 500), (15, 300), (19, 500)], 50.0, 400 / 9),
+        ([(10, 300), (15, 100)], 0.0, 0.0),
+        ([(10, 300), (14, 700), (15, 0), (16, 0), (17, 100), (18, 200)], 100.0, 0.0),
     ],
 )
 def test_throughput(points: list[tuple[float, int]], now: float, mean: float) -> None:

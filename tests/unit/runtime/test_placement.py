@@ -249,6 +249,63 @@ def test_the_stages_of_a_replica_lie_on_as_few_nodes_as_possible(
     assert changes == enough[0] - 1, "stages of one node are neighbours"
 
 
+@pytest.mark.parametrize(
+    ("free", "n_shards", "n_replicas", "shards", "replicas"),
+    [
+        # Primaries first, spread as ever; each twin on another node than its primary.
+        ([{"CPU": 4}, {"CPU": 4}], 1, 1, ["0", "1"], ["0"]),
+        ([{"CPU": 4}, {"CPU": 4}], 2, 2, ["0", "1", "1", "0"], ["0", "1"]),
+        ([{"CPU": 4}] * 3, 2, 0, ["0", "1", "2", "0"], []),
+        ([{"CPU": 4}] * 3, 3, 0, ["0", "1", "2", "1", "0", "0"], []),
+        # The only node that has room is better than none.
+        ([{"CPU": 4}], 1, 1, ["0", "0"], ["0"]),
+        ([{"CPU": 8}], 2, 1, ["0"] * 4, ["0"]),
+        ([{"CPU": 4}, {"CPU": 0}], 1, 1, ["0", "0"], ["0"]),
+        # A twin goes to a node that is laden rather than to its primary's.
+        ([{"CPU": 9}, {"CPU": 1}], 1, 2, ["0", "1"], ["0", "0"]),
+        # Twins wait like all else.
+        ([{"CPU": 1}, {"CPU": 2}], 2, 1, ["1", "0", "1", None], [None]),
+        ([{"CPU": 2}], 3, 0, ["0", "0", *[None] * 4], []),
+        # Resources of their own.
+        (
+            [{"CPU": 8}, {"CPU": 1, "shard": 2}, {"CPU": 1, "shard": 2}],
+            2,
+            1,
+            ["1", "2", "2", "1"],
+            ["0"],
+        ),
+    ],
+)
+def test_twins_are_apart_from_their_primaries(
+    free: list[dict[str, float]],
+    n_shards: int,
+    n_replicas: int,
+    shards: list[str | None],
+    replicas: list[str | None],
+) -> None:
+    found = place(nodes(*free), n_shards, [PLAIN] * n_replicas, copies=2)
+    assert (where(found, SHARD), where(found, REPLICA)) == (shards, replicas)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.integers(0, 5), max_size=5), st.integers(1, 5))
+def test_a_twin_is_beside_its_primary_only_where_no_other_node_has_room(
+    has: list[int], n_shards: int
+) -> None:
+    cluster = nodes(*({"CPU": float(n)} for n in has))
+    found = where(place(cluster, n_shards, [], copies=2), SHARD)
+    assert len(found) == 2 * n_shards
+    free = {str(i): n for i, n in enumerate(has)}
+    for index, node in enumerate(found):
+        assert node is not None or not any(free.values())
+        if node is None:
+            continue
+        if index >= n_shards and node == found[index - n_shards]:
+            assert not any(n for other, n in free.items() if other != node)
+        free[node] -= 1
+        assert free[node] >= 0
+
+
 def test_place_again_takes_the_nodes_with_most_room() -> None:
     cluster = nodes({"CPU": 1}, {"CPU": 3}, {"CPU": 2})
 
@@ -276,6 +333,36 @@ def test_place_again_may_have_what_the_lost_one_held() -> None:
     grown[2] = Node("node2", "host2", {"CPU": 1.0}, {"CPU": 1.0})
     again = place_again(grown, old)
     assert sorted(again.node_ids or ()) == ["node1", "node2"]
+
+
+@pytest.mark.parametrize(
+    ("shunned", "bundles", "expected"),
+    [
+        ((), (CPU,), ("node1",)),
+        (("node1",), (CPU,), ("node2",)),
+        (("node1", "node2"), (CPU,), ("node0",)),
+        (iter(["node1", "node2"]), (CPU,), ("node0",)),
+        (("node9",), (CPU,), ("node1",)),
+        # Better there than nowhere.
+        (("node0", "node1", "node2"), (CPU,), ("node1",)),
+        (("node1",), (CPU, CPU), ("node2", "node2")),
+        (("node1", "node2"), (CPU, CPU), ("node1", "node1")),
+        (("node1",), (CPU, CPU, CPU), ("node2", "node2", "node0")),
+    ],
+)
+def test_place_again_avoids_nodes_that_are_shunned(
+    shunned: Any, bundles: tuple[dict[str, float], ...], expected: tuple[str, ...]
+) -> None:
+    cluster = nodes({"CPU": 1}, {"CPU": 3}, {"CPU": 2})
+    again = place_again(cluster, Placement(SHARD, 7, bundles, None), shunned=shunned)
+    assert again == Placement(SHARD, 7, bundles, expected)
+
+
+def test_room_on_a_shunned_node_is_given_back_and_left() -> None:
+    cluster = [Node("node0", "a", {"CPU": 0.0}), Node("node1", "b", {"CPU": 1.0})]
+    old = Placement(SHARD, 0, (CPU,), ("node0",))
+    assert place_again(cluster, old, shunned=["node0"]).node_ids == ("node1",)
+    assert place_again(cluster[:1], old, shunned=["node0"]).node_ids == ("node0",)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_prepare_writes_nothing(tiny: Callable[..., TrainConfig], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     assert (prepared.started_at, prepared.incarnation, prepared.first_replica) == (1000.0, 1, 0)
     assert (prepared.before, prepared.resumed, prepared.notes) == (None, None, ())
-    assert (prepared.abandoned, prepared.frozen) == ([], None)
+    assert (prepared.abandoned, prepared.frozen) == ((), None)
 
 
 def test_two_runs_of_one_second_have_two_folders(
@@ -290,15 +290,15 @@ def written(storage: Storage) -> None:
 
 def test_what_never_began_is_taken_back(storage: Storage) -> None:
     written(storage)
-    discard(prepared_in(storage))
+    discard(prepared_in(storage), None)
     assert storage.names() == []
-    discard(prepared_in(storage))  # nothing there: nothing to do
+    discard(prepared_in(storage), None)  # nothing there: nothing to do
 
 
 def test_what_else_lies_in_the_folder_stays(storage: Storage) -> None:
     written(storage)
     storage.write("notes.txt", b"mine")
-    discard(prepared_in(storage))
+    discard(prepared_in(storage), None)
     assert storage.names() == ["notes.txt"]
 
 
@@ -319,7 +319,7 @@ def test_of_a_run_that_was_to_be_resumed_only_what_is_new_is_taken_back(storage:
     new = storage.open_log("pushes/shard-00000-of-00001.0002.jsonl", new=True)
     new.write("{}\n")
     new.close()
-    discard(prepared_in(storage, before, incarnation=2))
+    discard(prepared_in(storage, before, incarnation=2), None)
     assert storage.logs("pushes") == ["shard-00000-of-00001.0001.jsonl"]
     assert json.loads(storage.read("config.json")) == record
     assert not storage.exists(PROBE)
@@ -339,14 +339,14 @@ def test_what_cannot_be_taken_back_does_not_hide_why_it_was_to_be(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(LocalStorage, "remove", fail)
-    discard(prepared_in(storage))
+    discard(prepared_in(storage), None)
 
 
 def test_what_begin_writes_can_be_taken_back(tiny: Callable[..., TrainConfig]) -> None:
     prepared = prepare(tiny())
     begin(prepared)
     assert prepared.storage.names() == ["config.json"]
-    discard(prepared)
+    discard(prepared, None)
     assert list(Path(prepared.storage.url).iterdir()) == []
 
 

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+import ray._private.worker
 
 from distbelief.errors import ClusterError
-from distbelief.runtime.ray_cluster import Cluster, find_cluster
+from distbelief.runtime.ray_cluster import (
+    Cluster,
+    _restrict_token,
+    _without_words_of_ray,
+    _word_kept,
+    find_cluster,
+)
 
 
 @pytest.fixture
@@ -51,6 +58,15 @@ def test_the_cluster_of_this_host_is_joined(word: Path, alive: str) -> None:
     word.write_text(alive)
     assert find_cluster(None) == find_cluster("auto") == Cluster(alive)
     assert find_cluster("local") == Cluster(None)
+
+
+@pytest.mark.parametrize("before", [None, "10.0.0.1:6379"])
+def test_a_cluster_of_a_run_leaves_no_word_of_itself(word: Path, before: str | None) -> None:
+    if before is not None:
+        word.write_text(before)
+    with _word_kept():
+        word.write_text("127.0.0.1:1234")  # as Ray does when it starts one
+    assert (word.read_text() if word.exists() else None) == before
 
 
 def test_a_stale_trace_is_no_cluster(word: Path, dead: str) -> None:
@@ -109,3 +125,29 @@ def test_an_environment_that_names_no_cluster_is_passed_over(
 def test_what_is_no_address(word: Path, address: str) -> None:
     with pytest.raises(ClusterError, match="say auto, local, inprocess or HOST:PORT"):
         find_cluster(address)
+
+
+def test_the_clusters_token_is_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    _restrict_token()  # there is none yet
+    token.write_text("secret")
+    token.chmod(0o644)
+    _restrict_token()
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.read_text() == "secret"
+
+
+def test_ray_does_not_tell_of_deaths_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    def tell(who: str) -> str:
+        lines = [f"{who} died"]  # the same line would not be printed twice
+        ray._private.worker.print_to_stdstream(
+            {"lines": lines, "pid": "raylet", "is_err": False}, ignore_prefix=False
+        )
+        return capsys.readouterr().out
+
+    with _without_words_of_ray():
+        assert tell("somebody") == ""
+    assert "another died" in tell("another")

@@ -86,10 +86,11 @@ def reserve(
     groups: Groups,
     *slots: ReplicaConfig,
     said: list[str] | None = None,
+    copies: int = 1,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     say = [].append if said is None else said.append
-    groups.reserve(1, slots, patience_s=2.0, say=say, check=check)
+    groups.reserve(1, slots, copies=copies, patience_s=2.0, say=say, check=check)
 
 
 def test_a_group_for_each_replica_with_a_bundle_for_each_stage(cluster: Cluster) -> None:
@@ -183,3 +184,50 @@ def test_a_replica_that_lost_any_of_its_nodes_gets_others(cluster: Cluster) -> N
     groups.renew(REPLICA, 0)
     assert cluster.groups[1].selector is None
     assert groups.neighbours(0, 0) == 1
+
+
+def test_each_shard_has_a_place_for_its_twin_on_another_node(cluster: Cluster) -> None:
+    for n, host in enumerate("ab"):
+        cluster.add(n, host, CPU=4)
+    groups = Groups()
+    reserve(groups, slot(), copies=2)
+    assert [groups.node_of(SHARD, place) for place in range(2)] == ["node0", "node1"]
+    assert groups.node_of(REPLICA, 0) == "node0"
+    assert len(cluster.groups) == 3
+
+
+def test_a_node_that_is_not_decided_yet_is_not_known(cluster: Cluster) -> None:
+    cluster.add(0, "a", CPU=1)
+    groups = Groups()
+    with pytest.raises(ClusterError):
+        reserve(groups, slot())
+    assert (groups.node_of(SHARD, 0), groups.node_of(REPLICA, 0)) == ("node0", None)
+
+
+@pytest.mark.parametrize(
+    ("shunned", "hung", "expected"),
+    [
+        ((), False, "node0"),
+        (("node1",), False, "node0"),
+        # The node does not answer, whatever Ray thinks of it.
+        (("node0",), False, "node1"),
+        # The process may hold its room still, and Ray would have to wait for it.
+        ((), True, "node0"),
+        (("node0",), True, "node1"),
+        (("node0", "node1"), True, "node0"),
+    ],
+)
+def test_a_shard_leaves_a_node_that_is_shunned(
+    shunned: tuple[str, ...], hung: bool, expected: str, cluster: Cluster
+) -> None:
+    cluster.add(0, "a", CPU=4)
+    cluster.add(1, "b", CPU=2)
+    groups = Groups()
+    reserve(groups)
+    (before,) = cluster.groups
+    groups.renew(SHARD, 0, shunned=shunned, hung=hung)
+    (after,) = cluster.groups
+    assert groups.node_of(SHARD, 0) == expected
+    kept = not hung and "node0" not in shunned
+    assert (after is before) == kept
+    assert groups.strategy(SHARD, 0).placement_group is after

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,10 +23,18 @@ from distbelief.errors import (
 )
 from distbelief.replication import ClusterConfig, ReplicaConfig
 from distbelief.runtime import ray_replicas
+from distbelief.runtime.endpoints import Access
 from distbelief.runtime.placement import REPLICA
 from distbelief.runtime.ray_replicas import CAUSE_S, Replicas
 from distbelief.runtime.world import ReplicaEnd
+from distbelief.serving import Serving
+from distbelief.storage import LocalStorage
 
+ACCESS = Access(
+    storage=LocalStorage(Path("/nowhere")),
+    serving=Serving(number=1, run=1, shards=()),
+    token="secret",
+)
 DIED = ActorDiedError()
 MENDABLE = DataError("/data", "it is empty")
 REFUSED = ShardRefusedError(0, "layout", "another")
@@ -81,6 +90,7 @@ class World:
         self.created: list[Actor] = []
         self.alive: list[Actor] = []
         self.renewed: list[int] = []
+        self.renewed_with: list[tuple[frozenset[str], bool]] = []
         self.now = 0.0
         self.later: list[tuple[float, Call, Exception | None]] = []
 
@@ -97,9 +107,17 @@ class World:
     def neighbours(self, slot: int, stage: int) -> int:
         return slot + stage + 1
 
-    def renew(self, role: str, slot: int) -> None:
+    def node_of(self, role: str, slot: int, stage: int) -> str:
+        assert role == REPLICA
+        return f"node of {slot}.{stage}"
+
+    def renew(
+        self, role: str, slot: int, *, shunned: Iterable[str] = (), hung: bool = False
+    ) -> None:
+        assert role == REPLICA
         assert not any(actor.slot == slot for actor in self.alive)
         self.renewed.append(slot)
+        self.renewed_with.append((frozenset(shunned), hung))
 
     def monotonic(self) -> float:
         return self.now
@@ -146,7 +164,7 @@ def replicas_of(world: World) -> Callable[..., Replicas]:
 
 
 def start(replicas: Replicas, replica: int) -> None:
-    replicas.start(replica, (), "token", "coordinator")
+    replicas.start(replica, ACCESS)
 
 
 def end(replicas: Replicas, *calls: Call, error: Exception | None = None) -> list[ReplicaEnd]:
@@ -173,6 +191,27 @@ def test_each_stage_has_an_actor_before_anything_starts(
     assert seats(replicas.calls) == [(7, 0, 0), (7, 0, 1), (8, 1, 0), (8, 1, 1), (9, 2, 0)]
 
 
+def test_who_has_a_call(replicas_of: Callable[..., Replicas]) -> None:
+    replicas = replicas_of("2x stages=2")
+    start(replicas, 7)
+    start(replicas, 8)
+    calls = replicas.calls
+    assert [replicas.seat(call) for call in calls] == [(7, 0), (7, 1), (8, 0), (8, 1)]
+    end(replicas, calls[1])
+    assert replicas.seat(calls[1]) is None
+
+
+def test_a_successor_keeps_off_the_nodes_that_are_shunned(
+    world: World, replicas_of: Callable[..., Replicas]
+) -> None:
+    replicas = replicas_of("1x stages=1")
+    start(replicas, 0)
+    (call,) = replicas.calls
+    call.over, call.error = True, DIED
+    assert len(replicas.ended([call], shunned={"node of 0.0"})) == 1
+    assert world.renewed_with == [(frozenset({"node of 0.0"}), False)]
+
+
 def test_all_stages_get_the_meeting_of_the_first(
     world: World, replicas_of: Callable[..., Replicas]
 ) -> None:
@@ -184,7 +223,7 @@ def test_all_stages_get_the_meeting_of_the_first(
     assert meeting.arguments == (3,)
     assert [call.arguments[4] for call in replicas.calls] == [meeting, meeting, meeting, None]
     assert not meeting.over, "nobody waits for it here"
-    assert all(call.arguments[5:] == ((), "token", "coordinator") for call in replicas.calls)
+    assert all(call.arguments[5:] == (ACCESS,) for call in replicas.calls)
 
 
 def test_a_replica_has_ended_in_order_when_all_stages_have(
@@ -226,7 +265,7 @@ def test_a_lost_stage_is_a_lost_replica(
     (lost,) = end(replicas, calls[stage], error=DIED)
     assert lost.replica == 3
     assert isinstance(lost.error, ProcessLostError)
-    assert str(lost.error).startswith(f"stage {stage} of replica 3 was lost: ActorDiedError: ")
+    assert str(lost.error) == f"stage {stage} of replica 3 was lost: its process died"
     assert world.now == 0.5
     # None of its processes is left, and the other replica goes on.
     assert [(a.slot, a.stage) for a in world.alive] == [(1, 0), (1, 1), (1, 2)]
@@ -244,7 +283,8 @@ def test_a_process_that_is_all_of_its_replica(
     replicas = replicas_of("1x stages=1")
     start(replicas, 0)
     (lost,) = end(replicas, *replicas.calls, error=DIED)
-    assert str(lost.error).startswith("its process was lost: ActorDiedError: ")
+    assert str(lost.error) == "its process was lost: its process died"
+    assert lost.cause == "its process died"
     assert world.now == 0.0
 
 
@@ -339,3 +379,52 @@ def test_slots_are_taken_in_the_order_in_which_they_became_free(
     start(replicas, 3)
     start(replicas, 4)
     assert seats(replicas.calls) == [(1, 1, 0), (3, 2, 0), (4, 0, 0), (4, 0, 1)]
+
+
+# Those that fall silent
+
+
+def test_a_replica_that_is_given_up_ends_whole_and_leaves_its_node(
+    world: World, replicas_of: Callable[..., Replicas]
+) -> None:
+    replicas = replicas_of("2x stages=2")
+    start(replicas, 3)
+    start(replicas, 4)
+    assert replicas.names() == {
+        "replica 3 stage 0": 3,
+        "replica 3 stage 1": 3,
+        "replica 4 stage 0": 4,
+        "replica 4 stage 1": 4,
+    }
+    assert replicas.node_of(4, 1) == "node of 1.1"
+    others = replicas.calls[:2]
+    lost = replicas.give_up(4, "no beat for 4 s", shunned={"node1"})
+    assert lost is not None
+    assert lost.replica == 4
+    assert str(lost.error) == "its process was lost: no beat for 4 s"
+    # What hangs may hold its room still: its successor gets other room, on other nodes.
+    assert (world.renewed, world.renewed_with) == ([1], [(frozenset({"node1"}), True)])
+    assert [(a.slot, a.stage) for a in world.alive] == [(0, 0), (0, 1)]
+    assert replicas.calls == others
+    assert set(replicas.names().values()) == {3}
+    start(replicas, 5)
+    assert seats(replicas.calls)[2:] == [(5, 1, 0), (5, 1, 1)]
+
+
+def test_one_that_has_ended_already_is_not_given_up(
+    world: World, replicas_of: Callable[..., Replicas]
+) -> None:
+    replicas = replicas_of("1x stages=1")
+    start(replicas, 0)
+    end(replicas, *replicas.calls)
+    assert replicas.give_up(0, "no beat for 4 s", shunned=()) is None
+    assert world.renewed == []
+
+
+def test_one_that_died_may_take_the_room_that_it_had(
+    world: World, replicas_of: Callable[..., Replicas]
+) -> None:
+    replicas = replicas_of("1x stages=1")
+    start(replicas, 0)
+    end(replicas, *replicas.calls, error=DIED)
+    assert world.renewed_with == [(frozenset(), False)]

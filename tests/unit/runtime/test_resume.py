@@ -131,6 +131,8 @@ OTHER: dict[str, Any] = {
     "cluster": {
         "replicas": 9,
         "shards": 9,
+        "shard_replication": 2,
+        "tls": "/elsewhere/tls",
         "replica_group": ("3x",),
         "address": "local",
         "lease_s": 1.0,
@@ -463,6 +465,34 @@ def test_damage_to_an_older_one_does_not_matter(run: Storage, damage: Damage) ->
     assert go_on(run).manifest == newest
 
 
+@pytest.mark.parametrize("number", [None, 4])
+def test_a_manifest_that_was_there_once_is_missed(run: Storage, number: int | None) -> None:
+    before = snapshot(run, 3, 2000)
+    snapshot(run, 4, 3000)
+    log = EventLog(run, 0.0)
+    for taken in (3, 4):
+        log.emit("snapshot", number=taken)
+    log.close()
+    name = f"{snapshot_folder(4)}/{MANIFEST}"
+    run.remove(name)
+    with pytest.raises(DataError) as caught:
+        go_on(run, number=number)
+    assert caught.value.path == f"{run.url}/{name}"
+    assert caught.value.problem == f"is missing, and was there once{OFFER}"
+    assert go_on(run, number=3).manifest == before
+
+
+def test_a_manifest_of_another_snapshot_is_not_this_ones(run: Storage) -> None:
+    snapshot(run, 3, 2000)
+    snapshot(run, 4, 3000)
+    names = [f"{snapshot_folder(number)}/{MANIFEST}" for number in (3, 4)]
+    run.write(names[1], run.read(names[0]))
+    with pytest.raises(DataError) as caught:
+        go_on(run)
+    assert caught.value.path == f"{run.url}/{names[1]}"
+    assert caught.value.problem == f"is the manifest of another snapshot, of number 3{OFFER}"
+
+
 def test_a_wanted_one_that_is_damaged_offers_the_one_before_it(run: Storage) -> None:
     snapshot(run, 3, 2000)
     snapshot(run, 4, 3000)
@@ -649,7 +679,7 @@ def test_snapshots_after_the_one_that_was_gone_back_to_are_abandoned(left: Train
     for number in (1, 2):
         snapshot(storage, number, 10 * number, layout=layout)
     storage.write("snapshots/000003/shard-00000-of-00002.safetensors", b"half")
-    assert prepare(left, resume=Resume(left.run_dir)).abandoned == [3]
+    assert prepare(left, resume=Resume(left.run_dir)).abandoned == (3,)
     back = prepare(left, resume=Resume(left.run_dir, 0))
     assert sorted(back.abandoned) == [1, 2, 3]
     begin(back)

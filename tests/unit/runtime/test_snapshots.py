@@ -13,31 +13,32 @@ import pytest
 import torch
 
 from distbelief.coordinator.snapshots import Manifest
-from distbelief.errors import DataError, RunError, ShardRefusedError, TransportError
+from distbelief.errors import (
+    DataError,
+    RunError,
+    ShardRefusedError,
+    SupersededError,
+    TransportError,
+)
+from distbelief.faults.files import FaultyStorage, FileFault
 from distbelief.runtime import snapshots as module
-from distbelief.runtime.snapshots import Snapshots, Standing, manifests, numbers, read_manifest
+from distbelief.runtime.snapshots import Progressed, Snapshots, manifests, numbers, read_manifest
 from distbelief.server.pause import Gate, Pause
 from distbelief.server.shard import Shard
 from distbelief.server.spec import ShardSpec
 from distbelief.server.statefile import read_vector
+from distbelief.services import ShardService
+from distbelief.serving import Serving, write_serving
 from distbelief.storage import Storage
-from distbelief.types import (
-    Intervals,
-    Push,
-    PushStatus,
-    ShardFile,
-    ShardService,
-    ShardState,
-    Version,
-)
+from distbelief.types import Intervals, Push, PushStatus, ShardFile, ShardState, Version
 
 MakePush = Callable[..., Push]
 LONG_S = 600.0
 
 
-def standing(files: Sequence[ShardFile]) -> Standing:
+def progressed(files: Sequence[ShardFile]) -> Progressed:
     examples = min(file.state.examples for file in files)
-    return Standing(examples_applied=examples, elapsed_s=2.5, losses={"loss": 0.5})
+    return Progressed(examples_applied=examples, elapsed_s=2.5, losses={"loss": 0.5})
 
 
 @dataclass
@@ -109,7 +110,7 @@ def test_shards_that_stand_alike_are_saved_even(start: Start) -> None:
     run.shards[1].set_aside((5,), "norm")
     for shard in (0, 2):
         run.push(shard, 5)
-    manifest = run.snapshots().take(standing, reason="due")
+    manifest = run.snapshots().take(progressed, reason="due")
     assert (manifest.number, manifest.even, manifest.n_shards) == (0, True, 3)
     assert (manifest.layout, manifest.n_parameters) == ("fingerprint", 12)
     assert (manifest.examples_applied, manifest.elapsed_s) == (20, 2.5)
@@ -127,7 +128,7 @@ def test_shards_that_stand_alike_are_saved_even(start: Start) -> None:
 
 
 def test_a_snapshot_of_nothing(start: Start) -> None:
-    manifest = start(2).snapshots().take(standing, reason="start")
+    manifest = start(2).snapshots().take(progressed, reason="start")
     assert (manifest.even, manifest.examples_applied) == (True, 0)
 
 
@@ -141,7 +142,7 @@ def test_the_manifest_comes_last(start: Start, monkeypatch: pytest.MonkeyPatch) 
         order.append(name)
 
     monkeypatch.setattr(type(run.storage), "write", told)
-    run.snapshots().take(standing, reason="due")
+    run.snapshots().take(progressed, reason="due")
     names = [name for name in order if name.startswith("snapshots/")]
     assert sorted(names[:2]) == [
         f"snapshots/000000/shard-0000{shard}-of-00002.safetensors" for shard in (0, 1)
@@ -171,7 +172,7 @@ def test_an_item_that_is_under_way_makes_it_even(
     monkeypatch.setattr(Gate, "begin", watched_begin)
     monkeypatch.setattr(Pause, "wait", watched_wait)
     with ThreadPoolExecutor(2) as pool:
-        taking = pool.submit(run.snapshots().take, standing, reason="due")
+        taking = pool.submit(run.snapshots().take, progressed, reason="due")
         assert begun.acquire(timeout=60)  # shard 1 lacks item 1
         later = pool.submit(run.push, 1, 2)
         assert held.acquire(timeout=60)
@@ -186,7 +187,7 @@ def test_after_the_deadline_it_is_uneven(start: Start) -> None:
     run = start(2)
     run.push_all(0)
     run.push(0, 1)
-    manifest = run.snapshots(pause_s=0.01).take(standing, reason="due")
+    manifest = run.snapshots(pause_s=0.01).take(progressed, reason="due")
     assert not manifest.even
     assert [file.state.applied for file in manifest.files] == [((0, 2),), ((0, 1),)]
     assert read_manifest(run.storage, 0) == manifest
@@ -198,9 +199,9 @@ def test_what_one_has_set_aside_the_others_wait_for_too(start: Start) -> None:
     run = start(2)
     run.shards[0].set_aside((0,), "norm")
     run.push(1, 0)
-    assert run.snapshots().take(standing, reason="due").even
+    assert run.snapshots().take(progressed, reason="due").even
     run.shards[0].set_aside((1,), "norm")
-    assert not run.snapshots(pause_s=0.01).take(standing, reason="due").even
+    assert not run.snapshots(pause_s=0.01).take(progressed, reason="due").even
 
 
 def test_pushes_from_all_sides_and_snapshots_meanwhile(
@@ -224,7 +225,7 @@ def test_pushes_from_all_sides_and_snapshots_meanwhile(
             ended.set()
 
     def take() -> list[Manifest]:
-        return [snapshots.take(standing, reason="due") for _ in range(n_snapshots)]
+        return [snapshots.take(progressed, reason="due") for _ in range(n_snapshots)]
 
     _, taken = in_threads([both, take])
     for manifest in taken:
@@ -243,7 +244,7 @@ def test_the_newest_are_kept(start: Start) -> None:
     snapshots = run.snapshots(keep=2)
     for item in range(4):
         run.push_all(item)
-        snapshots.take(standing, reason="due")
+        snapshots.take(progressed, reason="due")
     found, broken = manifests(run.storage)
     assert ([m.number for m in found], broken) == ([2, 3], {})
     assert numbers(run.storage) == [2, 3]
@@ -255,10 +256,10 @@ def test_the_newest_even_one_stays_however_old(start: Start) -> None:
     snapshots = run.snapshots(keep=2, pause_s=0.01)
     for item in range(2):
         run.push_all(item)
-        assert snapshots.take(standing, reason="due").even
+        assert snapshots.take(progressed, reason="due").even
     for item in range(2, 6):
         run.push(0, item)
-        assert not snapshots.take(standing, reason="due").even
+        assert not snapshots.take(progressed, reason="due").even
     assert numbers(run.storage) == [1, 4, 5]
 
 
@@ -266,10 +267,10 @@ def test_the_newest_even_one_stays_however_old(start: Start) -> None:
 def test_numbers_are_never_used_again(finished: bool, start: Start) -> None:
     run = start(1)
     for _ in range(3):
-        run.snapshots().take(standing, reason="due")
+        run.snapshots().take(progressed, reason="due")
     name = "manifest.json" if finished else "shard-00000-of-00001.safetensors"
     run.storage.write(f"snapshots/000041/{name}", b"{}")
-    assert run.snapshots().take(standing, reason="due").number == 42
+    assert run.snapshots().take(progressed, reason="due").number == 42
 
 
 def test_what_was_never_finished_goes_once_a_newer_one_is_whole(start: Start) -> None:
@@ -278,7 +279,7 @@ def test_what_was_never_finished_goes_once_a_newer_one_is_whole(start: Start) ->
     run.storage.write("snapshots/000002/shard-00000-of-00001.safetensors", b"half")
     assert numbers(run.storage) == [0, 2]
     snapshots = run.snapshots()
-    assert snapshots.take(standing, reason="due").number == 3
+    assert snapshots.take(progressed, reason="due").number == 3
     assert numbers(run.storage) == [3]
 
 
@@ -288,7 +289,7 @@ def test_other_names_in_the_folder_are_left_alone(start: Start) -> None:
     run.storage.write("snapshots/old-000000/manifest.json", b"{}")
     assert numbers(run.storage) == []
     for number in range(3):
-        assert run.snapshots().take(standing, reason="due").number == number
+        assert run.snapshots().take(progressed, reason="due").number == number
     assert run.storage.names("snapshots") == ["000001", "000002", "notes.txt", "old-000000"]
 
 
@@ -306,7 +307,7 @@ def test_of_one_that_goes_the_manifest_goes_first(
     monkeypatch.setattr(type(run.storage), "remove", told)
     snapshots = run.snapshots(keep=2)
     for _ in range(3):
-        snapshots.take(standing, reason="due")
+        snapshots.take(progressed, reason="due")
     assert removed == ["snapshots/000000/manifest.json", "snapshots/000000"]
 
 
@@ -355,12 +356,12 @@ def test_a_shard_that_fails_leaves_no_snapshot_and_the_next_has_another_number(
     services: list[Any] = [run.shards[0], broken]
     snapshots = run.snapshots(services=services, pause_s=0.05)
     with pytest.raises(type(error)) as caught:
-        snapshots.take(standing, reason="due")
+        snapshots.take(progressed, reason="due")
     assert caught.value is error
     assert (manifests(run.storage), run.events) == (([], {}), [])
     assert run.storage.names("snapshots") == []  # nor what the other shard has written
     assert [run.push(shard, 0) for shard in (0, 1)] == 2 * [PushStatus.APPLIED]
-    assert snapshots.take(standing, reason="due").number == 1
+    assert snapshots.take(progressed, reason="due").number == 1
     assert numbers(run.storage) == [1]
 
 
@@ -376,9 +377,29 @@ def test_a_manifest_that_cannot_be_written_is_an_error(
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_json", full)
         with pytest.raises(OSError, match="No space left"):
-            snapshots.take(standing, reason="due")
+            snapshots.take(progressed, reason="due")
     assert (manifests(run.storage), run.events) == (([], {}), [])
-    assert snapshots.take(standing, reason="due").number == 1
+    assert snapshots.take(progressed, reason="due").number == 1
+
+
+def test_what_is_left_of_one_that_failed_does_not_pass_for_a_snapshot(
+    start: Start, storage: Storage
+) -> None:
+    run = start(1)
+    run.snapshots().take(progressed, reason="due")
+    # The manifest is there, though nobody was told so, and the folder cannot be removed.
+    run.storage = FaultyStorage(
+        storage,
+        [
+            FileFault(operations=("write",), names="*/manifest.json", torn=True),
+            FileFault(operations=("remove",), names="snapshots/000001"),
+        ],
+    )
+    with pytest.raises(OSError, match="Input/output error"):
+        run.snapshots().take(progressed, reason="due")
+    assert run.storage.n_injected == 2
+    found, broken = manifests(storage)
+    assert ([m.number for m in found], broken) == ([0], {1: None})
 
 
 def test_a_snapshot_is_one_though_older_ones_cannot_be_removed(
@@ -387,20 +408,20 @@ def test_a_snapshot_is_one_though_older_ones_cannot_be_removed(
     run = start(1)
     snapshots = run.snapshots(keep=2)
     for _ in range(2):
-        snapshots.take(standing, reason="due")
+        snapshots.take(progressed, reason="due")
 
     def fail(storage: Storage, name: str) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(type(run.storage), "remove", fail)
-        assert snapshots.take(standing, reason="due").number == 2
+        assert snapshots.take(progressed, reason="due").number == 2
     assert [m.number for m in manifests(run.storage)[0]] == [0, 1, 2]
     assert run.events[-1] == {
         "kind": "snapshot_not_removed",
         "cause": "[Errno 5] Input/output error",
     }
-    assert snapshots.take(standing, reason="due").number == 3
+    assert snapshots.take(progressed, reason="due").number == 3
     assert numbers(run.storage) == [2, 3]
 
 
@@ -409,18 +430,18 @@ def test_one_that_cannot_be_read_is_not_removed(start: Start) -> None:
     run.storage.write("snapshots/000000/manifest.json", b'{"format": 99}')
     snapshots = run.snapshots(keep=2)
     for _ in range(3):
-        snapshots.take(standing, reason="due")
+        snapshots.take(progressed, reason="due")
     assert numbers(run.storage) == [0, 2, 3]
 
 
 def test_what_was_abandoned_goes_with_the_first_newer_one(start: Start) -> None:
     run = start(1)
     for _ in range(2):
-        run.snapshots(keep=5).take(standing, reason="due")
-    run.snapshots(keep=5).take(standing, reason="due")
+        run.snapshots(keep=5).take(progressed, reason="due")
+    run.snapshots(keep=5).take(progressed, reason="due")
     resumed = run.snapshots(keep=5, abandoned={1, 2})
     assert numbers(run.storage) == [0, 1, 2]
-    assert resumed.take(standing, reason="due").number == 3
+    assert resumed.take(progressed, reason="due").number == 3
     assert numbers(run.storage) == [0, 3]
 
 
@@ -433,11 +454,11 @@ def test_a_start_that_another_has_succeeded_takes_no_snapshot(start: Start) -> N
     shard = Broken(run.shards[0], "pause", AssertionError("must not be paused"), times=0)
     services: list[Any] = [shard]
     snapshots = run.snapshots(incarnation=3, services=services)
-    assert snapshots.take(standing, reason="due").number == 0
+    assert snapshots.take(progressed, reason="due").number == 0
     run.storage.write("config.json", b'{"incarnation": 4}')
     shard.times = 1
-    with pytest.raises(RunError, match="goes on elsewhere, as incarnation 4"):
-        snapshots.take(standing, reason="due")
+    with pytest.raises(RunError, match="start 4 of the run goes on elsewhere"):
+        snapshots.take(progressed, reason="due")
     assert numbers(run.storage) == [0]
 
 
@@ -445,11 +466,52 @@ def test_a_start_that_is_succeeded_while_it_saves_writes_no_manifest(start: Star
     run = start(1)
     run.storage.write("config.json", b'{"incarnation": 1}')
 
-    def meanwhile(files: Sequence[ShardFile]) -> Standing:
+    def meanwhile(files: Sequence[ShardFile]) -> Progressed:
         run.storage.write("config.json", b'{"incarnation": 2}')
-        return standing(files)
+        return progressed(files)
 
-    with pytest.raises(RunError, match="goes on elsewhere, as incarnation 2"):
+    with pytest.raises(RunError, match="start 2 of the run goes on elsewhere"):
+        run.snapshots().take(meanwhile, reason="due")
+    assert (numbers(run.storage), run.events) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("run_now", "coordinator_now", "superseded"),
+    [
+        (2, 3, None),
+        (2, 2, None),  # it is being started, and has not been named yet
+        (1, 9, None),  # of the start of the run before
+        (2, 4, ("the coordinator", 4)),
+        (3, 1, ("the run", 3)),
+    ],
+)
+def test_a_coordinator_whose_place_is_taken_takes_no_snapshot(
+    run_now: int, coordinator_now: int, superseded: tuple[str, int] | None, start: Start
+) -> None:
+    run = start(1)
+    snapshots = run.snapshots(incarnation=2, coordinator=3)
+    serving = Serving(number=1, run=run_now, shards=(), coordinator=coordinator_now)
+    write_serving(run.storage, serving)
+    if superseded is None:
+        manifest = snapshots.take(progressed, reason="due")
+        assert read_manifest(run.storage, manifest.number) == manifest
+    else:
+        with pytest.raises(SupersededError) as caught:
+            snapshots.take(progressed, reason="due")
+        assert (caught.value.what, caught.value.start) == superseded
+        assert numbers(run.storage) == []
+
+
+def test_one_whose_place_is_taken_while_it_saves_writes_no_manifest(start: Start) -> None:
+    run = start(1)
+    serving = Serving(number=1, run=1, shards=())
+    write_serving(run.storage, serving)
+
+    def meanwhile(files: Sequence[ShardFile]) -> Progressed:
+        write_serving(run.storage, serving.changed(coordinator=2))
+        return progressed(files)
+
+    with pytest.raises(SupersededError):
         run.snapshots().take(meanwhile, reason="due")
     assert (numbers(run.storage), run.events) == ([], [])
 
@@ -459,7 +521,7 @@ def test_a_start_that_is_succeeded_while_it_saves_writes_no_manifest(start: Star
 
 def test_a_damaged_manifest_is_told_from_one_that_is_not_there(start: Start) -> None:
     run = start(1)
-    whole = run.snapshots().take(standing, reason="due")
+    whole = run.snapshots().take(progressed, reason="due")
     for number, content in ((1, b"{"), (2, b"[]"), (3, b"\xff\xfe"), (4, b'{"format": 99}')):
         run.storage.write(f"snapshots/{number:06d}/manifest.json", content)
     run.storage.write("snapshots/000005/shard-00000-of-00001.safetensors", b"x")
@@ -485,5 +547,5 @@ def test_a_folder_without_snapshots_has_none(storage: Storage) -> None:
 def test_versions_are_the_shards(start: Start) -> None:
     run = start(1, incarnation=3)
     run.shards[0].push(run.make_push(0, incarnation=3, base=Version(3, 0)))
-    (file,) = run.snapshots().take(standing, reason="due").files
+    (file,) = run.snapshots().take(progressed, reason="due").files
     assert (file.state.incarnation, file.state.clock) == (3, 1)

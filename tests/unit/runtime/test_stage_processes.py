@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -26,10 +28,18 @@ from distbelief.errors import (
 )
 from distbelief.replica.group import Meeting
 from distbelief.runtime import stage_processes as module
+from distbelief.runtime.endpoints import Access
 from distbelief.runtime.seat import Seat
 from distbelief.runtime.stage_processes import StageProcesses, StageTask, stage_main
+from distbelief.serving import Serving
+from distbelief.storage import LocalStorage
 from distbelief.types import ItemOutcome, LeasedItem, Orders, ReplicaReport
 
+ACCESS = Access(
+    storage=LocalStorage(Path("/nowhere")),
+    serving=Serving(number=1, run=1, shards=()),
+    token="secret",
+)
 ITEM = LeasedItem(number=3, lease=9, epoch=0, begin=0, end=4, rate=0.1)
 
 
@@ -49,8 +59,7 @@ def task(stage: int, act: Callable[[], Any]) -> StageTask:
     return StageTask(
         spec=Spec(act),  # type: ignore[arg-type]
         seat=Seat(replica=5, slot=1, stage=stage),
-        endpoints=(),
-        token="secret",
+        access=ACCESS,
         n_threads=1,
         n_loaders=0,
     )
@@ -344,14 +353,14 @@ def test_each_stage_gets_the_same_meeting_and_shards_count_it_by_itself(
 ) -> None:
     asked: list[Any] = []
 
-    def connect(endpoints: Any, token: str, config: Any, stack: Any, *, sender: str) -> Any:
-        asked.append((endpoints, token, sender))
-        return [], []
+    def connect(access: Access, config: Any, stack: Any, *, sender: str) -> Any:
+        asked.append((access, sender))
+        return SimpleNamespace(ports=())
 
     monkeypatch.setattr(module, "connect", connect)
     monkeypatch.setattr(module, "run_replica", lambda *args, **options: asked.append(options))
     module.run_stage(task(1, hangs), Coordinator())
-    assert asked == [((), "secret", "5.1"), {"n_loaders": 0}]
+    assert asked == [(ACCESS, "5.1"), {"n_loaders": 0}]
 
     started: list[StageTask] = []
 

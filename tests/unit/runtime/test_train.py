@@ -20,7 +20,7 @@ from distbelief.runtime.claim import claimed
 from distbelief.runtime.folder import PROBE
 from distbelief.runtime.prepare import Prepared, prepare
 from distbelief.runtime.runs import Resume
-from distbelief.runtime.supervisor import Stop
+from distbelief.runtime.signals import Stop
 from distbelief.runtime.train import train
 from distbelief.server.statefile import digest, file_name
 from distbelief.storage import LocalStorage, Storage, write_json

@@ -1,4 +1,4 @@
-"""Which of the errors of a replica's stages is the cause of the others."""
+"""What a supervisor is told: which processes there are, and why they have ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distbelief.errors import (
     TransportError,
     UnexpectedError,
 )
-from distbelief.runtime.world import ReplicaEnd, first_cause
+from distbelief.runtime.world import Post, ProcessEnd, ReplicaEnd, first_cause
 
 CONFIG = ConfigError("classes", "a label is 3")
 DATA = DataError("/data", "is gone")
@@ -61,3 +61,28 @@ def test_the_first_cause(errors: dict[int, DistBeliefError], cause: DistBeliefEr
 )
 def test_what_no_other_replica_could_do_better(error: DistBeliefError | None, fatal: bool) -> None:
     assert ReplicaEnd(0, error).fatal is fatal
+
+
+@pytest.mark.parametrize(
+    ("post", "name", "process"),
+    [
+        (Post("shard", 1, 2), "shard 1", "shard 1 start 2"),
+        (Post("coordinator", 0, 3), "the coordinator", "coordinator start 3"),
+        (Post("evaluator", 0, 1), "the evaluator", "evaluator start 1"),
+    ],
+)
+def test_how_a_post_is_called(post: Post, name: str, process: str) -> None:
+    """For people, and by its process itself."""
+    assert (post.name, str(post)) == (name, process)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ProcessLostError("shard 1", "no beat for 4 s"), "no beat for 4 s"),
+        (DATA, "/data: is gone"),
+        (AWAY, "shard 0 did not answer (UNAVAILABLE): away"),
+    ],
+)
+def test_a_cause_does_not_say_who_again(error: DistBeliefError, cause: str) -> None:
+    assert ProcessEnd(Post("shard", 1, 2), error).cause == cause
