@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 
 from distbelief import __version__
 from distbelief.errors import DistBeliefError, UsageError
+from distbelief.observe.lasting import Lasting
 
 INTERRUPTED = 130
+"""The exit code of a command that was interrupted."""
 
 HELP = """\
 Asynchronous, parameter-server training on Ray, after DistBelief.
@@ -21,9 +23,13 @@ usage: distbelief COMMAND ...
   plan stages [RECIPE]       divide a network into stages, and tell what to expect of them
   evaluate RUN...            top-1, top-5 and loss of trained models, alone or averaged
   export RUN                 a trained model as safetensors or ONNX
+  attach [RUN]               watch a run that goes on in another process, until it ends
+  stop [RUN]                 ask such a run to end in order
   status [RUN]               how a run stands, from its folder; by default the newest of runs/
   report RUN...              one page with plots of one run, or of several compared
   audit RUN                  prove from a run's logs that every example was applied once
+  chaos --minutes M          kill and stop processes of a run at random, then audit it
+  bench recovery|heartbeats  how soon what dies serves again; false alarms at full load
   recipes                    the recipes, a line each
 
 distbelief COMMAND --help tells the options of a command."""
@@ -53,6 +59,18 @@ def _export(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _attach(arguments: Sequence[str]) -> int:
+    from distbelief.cli.attach import main
+
+    return main(arguments)
+
+
+def _stop(arguments: Sequence[str]) -> int:
+    from distbelief.cli.stop import main
+
+    return main(arguments)
+
+
 def _status(arguments: Sequence[str]) -> int:
     from distbelief.cli.status import main
 
@@ -67,6 +85,18 @@ def _report(arguments: Sequence[str]) -> int:
 
 def _audit(arguments: Sequence[str]) -> int:
     from distbelief.cli.audit import main
+
+    return main(arguments)
+
+
+def _chaos(arguments: Sequence[str]) -> int:
+    from distbelief.cli.chaos import main
+
+    return main(arguments)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from distbelief.cli.bench import main
 
     return main(arguments)
 
@@ -86,9 +116,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "export": _export,
+    "attach": _attach,
+    "stop": _stop,
     "status": _status,
     "report": _report,
     "audit": _audit,
+    "chaos": _chaos,
+    "bench": _bench,
     "recipes": _recipes,
 }
 
@@ -112,10 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"there is no command {command!r}; {hint}")
         return COMMANDS[command](rest)
     except DistBeliefError as error:
-        print(f"distbelief: {error}", file=sys.stderr)
+        Lasting(sys.stderr).say(f"distbelief: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("distbelief: stopped", file=sys.stderr)
+        Lasting(sys.stderr).say("distbelief: stopped")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

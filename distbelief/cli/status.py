@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import rich.live
 import tyro
 from rich.console import Console
 
 from distbelief.cli.options import parsed
-from distbelief.observe.live import suits
+from distbelief.cli.watching import recovery_line, screen_of, watch
 from distbelief.observe.record import (
     Record,
     newest_run,
@@ -23,12 +22,9 @@ from distbelief.observe.record import (
     report_of,
     silent_s,
 )
-from distbelief.observe.report import Report, duration, progress_line
-from distbelief.observe.screen import Screen
-
-WATCH_S = 2.0
-SILENT_S = 120.0
-"""A run that has written nothing for so long has been killed, or hangs."""
+from distbelief.observe.report import Report
+from distbelief.runtime.standing import standing_of
+from distbelief.storage import storage_at
 
 MOST_RECOVERIES = 5
 WHOLE = 10_000
@@ -57,74 +53,37 @@ def main(arguments: Sequence[str]) -> int:
     if watch:
         return _watch(run, as_json, time.sleep)
     record = read_record(run)
+    died = record.end[0] == "running" and standing_of(storage_at(run)).word == "died"
     if as_json:
-        print(json.dumps(_figures(record)))
+        print(json.dumps(_figures(record) | ({"status": "died"} if died else {})))
     else:
         console = Console()
         console.height = WHOLE
-        console.print(_screen(record))
+        console.print(screen_of(record))
+        if died:
+            print(f"the process that trained has died; go on with: distbelief train --resume {run}")
         _print_recoveries(record, console)
     return 0
 
 
 def _watch(run: str, as_json: bool, sleep: Callable[[float], None]) -> int:
-    try:
-        if not as_json and suits(sys.stdout):
-            with rich.live.Live(auto_refresh=False) as live:
-                while _show(run, lambda record: live.update(_screen(record), refresh=True)):
-                    sleep(WATCH_S)
-            return 0
-        tell = _print_json if as_json else _print_line
-        while _show(run, tell):
-            sleep(WATCH_S)
-    except KeyboardInterrupt:  # the way to leave it
-        pass
+    def look() -> tuple[Record, bool]:
+        record = read_record(run)
+        return record, record.end[0] == "running"
+
+    with suppress(KeyboardInterrupt):  # the way to leave it
+        watch(look, tell=_print_json if as_json else None, sleep=sleep)
     return 0
-
-
-def _show(run: str, tell: Callable[[Record], object]) -> bool:
-    record = read_record(run)
-    tell(record)
-    return record.end[0] == "running"
 
 
 def _print_json(record: Record) -> None:
     print(json.dumps(_figures(record)), flush=True)
 
 
-def _print_line(record: Record) -> None:
-    line = progress_line(report_of(record))
-    print(f"{line}  {_note(record) or record.end[0]}", flush=True)
-
-
-def _screen(record: Record) -> Screen:
-    return Screen(
-        report=report_of(record),
-        recipe=record.recipe,
-        status=record.end[0],
-        note=_note(record),
-        history=[e["images_per_second"] for e in record.of("progress")],
-    )
-
-
-def _note(record: Record) -> str:
-    word, cause = record.end
-    if word == "failed":
-        return cause
-    if word != "running":
-        return ""
-    silence = silent_s(record, time.time())
-    if silence > SILENT_S:
-        return f"has written nothing for {duration(silence)}: it was killed, or it hangs"
-    return f"last wrote {duration(silence)} ago"
-
-
 def _print_recoveries(record: Record, console: Console) -> None:
     found = recoveries_of(record)
-    for e in found[-MOST_RECOVERIES:]:
-        served = f"replaced in {e['seconds']:.1f} s" if e.get("seconds") is not None else "replaced"
-        line = f"{duration(e['t']):>6}  {e.get('what', '')} {served}: {e.get('cause', '')}"
-        console.print(line, markup=False, highlight=False, emoji=False)
+    for event in found[-MOST_RECOVERIES:]:
+        console.print(recovery_line(event), markup=False, highlight=False, emoji=False)
     if len(found) > MOST_RECOVERIES:
         console.print(f"        and {len(found) - MOST_RECOVERIES} before these")
 

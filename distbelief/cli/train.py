@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import IO, Annotated, cast
 
 import tyro
+from rich.console import Console
 
+from distbelief.cli.ending import CODES, closing
 from distbelief.cli.options import options_of, require_known
 from distbelief.config import TrainConfig
 from distbelief.errors import ConfigError, UsageError
+from distbelief.observe.lasting import Lasting
 from distbelief.observe.record import newest_run
 from distbelief.observe.view import Lines, View
 from distbelief.recipes import NEED_DATA, RECIPES, recipe
 from distbelief.runtime.runs import Resume, recorded
 from distbelief.storage import storage_at
 
-OWN = ("--help", "--resume", "--resume-snapshot", "--json", "--no-live")
+OWN = ("--help", "--resume", "--resume-snapshot", "--json", "--no-live", "--detach")
 """Options that are of the command, and not of the configuration."""
 
 DESCRIPTION = """\
@@ -31,7 +35,10 @@ the run. Recipes: {recipes}. Options change what the recipe says; most used are
 --resume [RUN] goes on with a run from its newest snapshot, by default with the newest run of runs/;
 its recipe and options are those it was started with, and --replicas, --shards and others may
 change. --resume-snapshot N takes an older one. --json prints the summary as JSON to the standard
-output, and progress to the error output. --no-live prints lines where there is a terminal too."""
+output, and progress to the error output. --no-live prints lines where there is a terminal too.
+
+--detach returns when the run has begun, which goes on when this terminal is closed; see it with
+distbelief attach, end it with distbelief stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,9 @@ class Command:
     resume: Resume | None = None
     as_json: bool = False
     live: bool = True
+    detached: tuple[str, ...] | None = None
+    """Of a run that is to be detached: the arguments of the command in its own process, but for
+    those that name its folder."""
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -53,6 +63,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """
     rest = list(arguments)
     as_json, no_live = taken("--json", rest), taken("--no-live", rest)
+    detached = taken("--detach", rest)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if any(a == "--recipe" or a.startswith("--recipe=") for a in rest):
         raise UsageError("the recipe is the first argument: distbelief train NAME ...")
@@ -66,13 +77,17 @@ def parse(arguments: Sequence[str]) -> Command:
             raise UsageError(
                 f"{resume.run} is a run of {start.recipe}, not of {name}; leave it out"
             )
+    words = list(rest)
     config = configured(
         start,
         rest,
         prog=f"distbelief train {start.recipe}",
         description=DESCRIPTION.format(recipes=", ".join(RECIPES)),
     )
-    return Command(config, resume, as_json, not no_live)
+    if not detached:
+        return Command(config, resume, as_json, not no_live)
+    _value("--run-dir", words)
+    return Command(config, resume, as_json, detached=(*([name] if name else []), *words))
 
 
 def configured(start: TrainConfig, rest: list[str], *, prog: str, description: str) -> TrainConfig:
@@ -159,12 +174,29 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "data", f"{command.config.recipe} needs it: a folder with train/ and val/"
         )
+    if command.detached is not None:
+        return _detach(command, command.detached)
     from distbelief.runtime.train import train
 
     with _view(command) as view:
         result = train(command.config, view, resume=command.resume)
-    print(json.dumps(result) if command.as_json else _closing(result), flush=True)
-    return {"finished": 0, "interrupted": 130}.get(result["status"], 1)
+    Lasting(sys.stdout).say(json.dumps(result) if command.as_json else closing(result))
+    return CODES.get(result["status"], 1)
+
+
+def _detach(command: Command, words: tuple[str, ...]) -> int:
+    from distbelief.cli.detach import detach
+    from distbelief.runtime.folder import folder_of
+
+    if command.resume is None:
+        storage = folder_of(command.config, time.time())
+        words += ("--run-dir", storage.url)
+    else:
+        storage = storage_at(command.resume.run)
+        words += ("--resume", storage.url)
+        if command.resume.snapshot is not None:
+            words += ("--resume-snapshot", str(command.resume.snapshot))
+    return detach(words, storage, as_json=command.as_json)
 
 
 def taken(flag: str, rest: list[str]) -> bool:
@@ -179,40 +211,7 @@ def _view(command: Command) -> View:
     from distbelief.observe.live import Live, suits
 
     if command.as_json:
-        return Lines(_to_stderr)
+        return Lines(Lasting(sys.stderr).say)
     if not command.live or not suits(sys.stdout):
-        return Lines(_to_stdout)
-    return Live(command.config.recipe)
-
-
-def _to_stdout(line: str) -> None:
-    print(line, flush=True)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _closing(result: dict[str, Any]) -> str:
-    lines = [
-        f"{result['status']}: {result['examples_applied']:,} images in "
-        f"{result['wall_seconds']:.0f} s "
-        f"({result['images_per_second']:,.0f} a second while training)"
-    ]
-    if found := result.get("validation"):
-        accuracy = (
-            f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}"
-            if "top1" in found
-            else f"loss {found['loss']:.4f}"
-        )
-        lines.append(f"averaged weights: {accuracy} of {found['n_examples']:,} validation examples")
-    if result["status"] == "interrupted" and (snapshot := result.get("snapshot")):
-        if "failed" in snapshot:
-            lines.append(f"the last snapshot FAILED: {snapshot['failed']}")
-        if "number" in snapshot:
-            lines.append(
-                f"go on from {snapshot['examples_applied']:,} images with: "
-                f"distbelief train --resume {result['run_dir']}"
-            )
-    lines.append(f"weights and record: {result['run_dir']}")
-    return "\n".join(lines)
+        return Lines()
+    return Live(command.config.recipe, Console(file=cast(IO[str], Lasting(sys.stdout))))

@@ -11,6 +11,7 @@ import pytest
 
 from distbelief import cli
 from distbelief.cli import status
+from distbelief.cli.watching import WATCH_S
 
 PROGRESS: dict[str, Any] = {
     "t": 9.0,
@@ -144,7 +145,7 @@ def test_watching_until_the_end(
                 file.write(json.dumps(END) + "\n")
 
     assert status._watch(str(folder), as_json, sleep) == 0
-    assert slept == [status.WATCH_S, status.WATCH_S]
+    assert slept == [WATCH_S, WATCH_S]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     if as_json:
