@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from distbelief.audit import audit
+from distbelief.observe.events import read_events
+from distbelief.storage import LocalStorage
 
 SMALL = ("--batch-size", "8", "--image-size", "16", "--width", "0.0625", "--drawn-train", "80")
 HANG_S = 90.0
@@ -41,6 +43,10 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
 
 
 @pytest.mark.timeout(240)
+def has_done_items(run: Path) -> bool:
+    return any(event["kind"] == "items" for event in read_events(LocalStorage(run)))
+
+
 def test_detach_attach_stop(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     options = ("--address", "inprocess", "--epochs", "5000", "--run-dir", run, *SMALL)
@@ -101,11 +107,13 @@ def test_a_terminal_that_is_closed(number: signal.Signals, tmp_path: Path) -> No
         stderr=here,
         start_new_session=True,
         env={**os.environ, "TERM": "xterm"},
+        # Whoever runs the tests may be deaf to it, as under nohup, which a child inherits.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     try:
         os.close(here)
         said = b""
-        while b"images/s" not in said:
+        while b"images/s" not in said or not has_done_items(run):
             said += os.read(there, 1 << 16)
         os.close(there)
         process.send_signal(number)

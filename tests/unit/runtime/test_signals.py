@@ -11,6 +11,14 @@ import pytest
 from distbelief.runtime.signals import SIGNALS, Stop, stop_on_signals
 
 
+@pytest.fixture
+def hears_hangups() -> Iterator[None]:
+    """Whoever runs the tests may be deaf to SIGHUP, as under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_the_first_signal_asks_and_the_second_insists() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with stop_on_signals() as stop:
@@ -45,6 +53,7 @@ def test_outside_the_main_thread_no_handler_is_installed() -> None:
     assert found == (signal.getsignal(signal.SIGINT), False)
 
 
+@pytest.mark.usefixtures("hears_hangups")
 def test_a_terminal_that_is_closed_asks_and_never_insists() -> None:
     with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGHUP)
