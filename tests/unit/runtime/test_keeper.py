@@ -805,6 +805,17 @@ def test_a_shard_never_gets_a_second_twin(keep: Keep) -> None:
 # The coordinator and the evaluator
 
 
+def test_a_coordinator_that_is_told_dead_twice_has_one_successor(keep: Keep) -> None:
+    """It fell silent, and then Ray knew that it had died."""
+    k = keep()
+    k.dies("coordinator", 0, 1, "silent")
+    k.dies("coordinator", 0, 1, "killed")
+    k.tick()
+    k.tick(10.0)
+    assert [spec.start for spec in k.world.coordinators] == [2]
+    assert k.world.told("coordinator_lost") == [{"start": 1, "cause": "silent"}]
+
+
 def test_the_next_coordinator_is_named_before_it_starts(keep: Keep) -> None:
     k = keep()
     k.members.running |= {0, 2, 3}

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from distbelief.errors import RunError
+from distbelief.coordinator.heartbeats import Silent
+from distbelief.errors import ProcessLostError, RunError
 from distbelief.runtime import ray_errors
 from distbelief.runtime.ray_silence import Silence
 from distbelief.runtime.shunned import Shunned
-from distbelief.runtime.world import Post
+from distbelief.runtime.world import Post, ReplicaEnd
 
 SHARD = Post("shard", 1, 2)
 
@@ -82,3 +83,26 @@ def test_a_process_whose_node_is_not_known_yet(silence: Silence) -> None:
 )
 def test_other_ends_say_nothing_of_the_node(error: Exception | None, silence: Silence) -> None:
     assert silence.shun_unreachable([Call(error, post=SHARD)]) == frozenset()
+
+
+def test_a_replica_of_which_two_stages_are_silent_at_once_is_given_up_once() -> None:
+    running = {"replica 7 stage 0": 7, "replica 7 stage 1": 7}
+    forgotten: list[str] = []
+
+    def give_up(replica: int, cause: str, *, shunned: frozenset[str]) -> ReplicaEnd:
+        assert shunned == {"the node"}
+        running.clear()  # with one of its stages all are gone
+        return ReplicaEnd(replica, ProcessLostError("its process", cause))
+
+    def node_of(replica: int, stage: int) -> str:
+        assert replica in running.values()
+        return "the node"
+
+    late = [Silent(name, 4.5, "silent") for name in running]
+    pulses: Any = SimpleNamespace(late=lambda: late, forget=forgotten.append)
+    posts: Any = SimpleNamespace(names=dict)
+    replicas: Any = SimpleNamespace(names=lambda: dict(running), give_up=give_up, node_of=node_of)
+    (end,) = Silence(pulses, posts, replicas, Shunned()).given_up()
+    assert isinstance(end, ReplicaEnd)
+    assert (end.replica, end.cause) == (7, "silent")
+    assert forgotten == ["replica 7 stage 0", "replica 7 stage 1"]

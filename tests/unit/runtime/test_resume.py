@@ -682,6 +682,9 @@ def test_snapshots_after_the_one_that_was_gone_back_to_are_abandoned(left: Train
     assert prepare(left, resume=Resume(left.run_dir)).abandoned == (3,)
     back = prepare(left, resume=Resume(left.run_dir, 0))
     assert sorted(back.abandoned) == [1, 2, 3]
+    snapshot(storage, 4, 5, layout=layout)  # of the run that goes on, which it shall keep
+    assert sorted(back.abandoned) == [1, 2, 3]
+    storage.remove("snapshots/000004")
     begin(back)
     (resumption,) = json.loads(storage.read("config.json"))["resumed"]
     assert sorted(resumption["abandoned"]) == [1, 2, 3]
